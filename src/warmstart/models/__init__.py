@@ -1,0 +1,128 @@
+"""CONTRACT of models: what a backbone promises, and the facts that travel with weights.
+
+Pictures arrive as uint8 RGB and the backbone normalises them itself, by the `InputSpec` of its weights: preprocessing
+belongs to the weights, so a recipe cannot get it wrong, and an exported model takes plain pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How the weights want their pictures. Values are in the units of `scale`."""
+
+    image_size: int = 224
+    """Side in pixels that the weights were trained at."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    scale: float = 255.0
+    """Pixels are divided by this before mean and std; 1.0 keeps 0 to 255."""
+    channels: Literal["RGB", "BGR"] = "RGB"
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    crop_fraction: float = 1.0
+    """Fraction of the resized picture that the weights' own evaluation kept in its centre crop."""
+    fixed_size: bool = False
+    """True when the network takes no other input size."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts that travel with weights. Unknown facts are None, never guessed."""
+
+    name: str
+    """`source/name`, the way a user writes it."""
+    spec: InputSpec = field(default_factory=InputSpec)
+    num_params: int | None = None
+    dim: int | None = None
+    licence: str | None = None
+    trained_on: str | None = None
+    url: str | None = None
+    weights_hash: str | None = None
+    """Hash over names, shapes, dtypes and bytes of every tensor: the identity of the weights."""
+    arch: str | None = None
+    """Which network, for the loader: `timm:tf_efficientnet_lite0`, `torchvision:resnet50`."""
+    notes: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return a JSON-ready dict; `from_json` is its inverse."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(facts: dict[str, object]) -> Card:
+        """Rebuild a card; unknown keys of newer versions are ignored."""
+        spec = dict(facts.get("spec") or {})  # type: ignore[call-overload]
+        for key in ("mean", "std"):
+            if key in spec:
+                spec[key] = tuple(spec[key])
+        known = {k: v for k, v in facts.items() if k in Card.__dataclass_fields__ and k != "spec"}
+        return Card(**known, spec=InputSpec(**{k: v for k, v in spec.items() if k in InputSpec.__dataclass_fields__}))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Output of a backbone.
+
+    Shape:
+        pooled: float (B, D).
+        grid: float (B, D', H, W) for convolutional networks, before pooling; None otherwise.
+        tokens: float (B, N, D') for transformers, before pooling; None otherwise.
+        mask: bool (B, N), True where a token is real; None when all are.
+    """
+
+    pooled: Tensor
+    grid: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Parameters that freeze and learn together."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    """Modules of the group; their train/eval mode follows the group's freeze state."""
+    parameters: tuple[nn.Parameter, ...]
+    """Every parameter of the group, those of its modules included."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network without head. Implementations are `nn.Module`s."""
+
+    dim: int
+    """D, the length of `Features.pooled`."""
+    spec: InputSpec
+
+    def features(self, inputs: Tensor) -> Features:
+        """Compute features from pixels.
+
+        Shape:
+            inputs: uint8 (B, 3, H, W), RGB.
+        """
+        ...
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """Return the layer groups, input to output; together they hold every parameter exactly once."""
+        ...
+
+    def cuts(self) -> Sequence[int]:
+        """Return the cuts on offer, ascending, 0 and `len(layer_groups())` always among them.
+
+        Cut k freezes groups 0 … k-1: `prefix` is what they compute, `suffix` the rest.
+        """
+        ...
+
+    def prefix(self, inputs: Tensor, cut: int) -> Tensor:
+        """Compute the frozen part: pixels → hidden. At cut 0 the pixels come back, at the last cut `pooled`."""
+        ...
+
+    def suffix(self, hidden: Tensor, cut: int) -> Features:
+        """Compute the rest: `suffix(prefix(x, k), k)` equals `features(x)` for every cut on offer."""
+        ...
