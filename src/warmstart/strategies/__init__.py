@@ -6,9 +6,11 @@ returned is frozen: no gradient, normalisation in eval mode, bits unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+
+HeadStart = Literal["solved", "fresh", "own"]
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,20 +37,44 @@ class Group:
 class Strategy(Protocol):
     """A way to fine-tune. The fields of the class are its options."""
 
-    head_start: ClassVar[Literal["solved", "fresh"]]
-    """Whether the head starts from the solution on cached features, or from its initialisation."""
+    lrs: ClassVar[Mapping[str, float]]
+    """Learning rate for each optimizer when the recipe leaves `optim.lr` open."""
 
-    def cut(self, model: Model) -> int:
-        """Return the deepest offered cut below which nothing ever learns; the prefix may be cached there."""
+    @property
+    def head_start(self) -> HeadStart:
+        """Where the head starts: solved on cached features, fresh, or the classifier that came with the weights."""
         ...
 
     def prepare(self, model: Model) -> Sequence[Group]:
         """Return what learns. May replace modules. Empty when the solved head is the whole answer."""
         ...
 
-    def penalty(self, model: Model) -> Tensor | None:
-        """Return a scalar added to the loss, or None."""
+    def penalty(self, model: Model) -> Callable[[], Tensor] | None:
+        """Return what is added to every loss, or None. Called once, before the first step moves anything."""
         ...
+
+
+def deepest_cut(model: Model, groups: Sequence[Group]) -> int:
+    """Return the deepest cut on offer below which no group ever learns: what is before it may be cached.
+
+    Example:
+        Groups of a head alone give the last cut, where the whole backbone is frozen.
+    """
+    learning = {id(parameter) for group in groups for parameter in group.parameters}
+    moving = {id(module) for group in groups for module in group.modules}
+    layers = model.backbone.layer_groups()
+    touched = [
+        depth
+        for depth, layer in enumerate(layers)
+        if learning & {id(parameter) for parameter in layer.parameters} or moving & {id(m) for m in layer.modules}
+    ]
+    first = min(touched, default=len(layers))
+    return max(cut for cut in model.backbone.cuts() if cut <= first)
+
+
+def layerwise(depth: int, decay: float) -> list[float]:
+    """Return the learning-rate scales of `depth` groups, input to output: `decay` per group, 1 at the output."""
+    return [decay ** (depth - 1 - position) for position in range(depth)]
 
 
 def thaw(groups: Sequence[LayerGroup], lr_scales: Sequence[float] | None = None) -> tuple[Group, ...]:

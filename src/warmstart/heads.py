@@ -1,0 +1,253 @@
+"""Linear heads on cached features are solved, not looped over.
+
+Softmax and sigmoid heads minimise mean cross-entropy + l2/2·‖W‖² by L-BFGS along a path from strong to weak
+regularisation, each solution starting from the one before. Identity heads (regression) are ridge solutions from one
+eigendecomposition, with exact leave-one-out errors (Allen's PRESS; Hastie, Tibshirani & Friedman, ESL 2009, eq. 7.64).
+Features are centred and scaled by the training rows, so one grid of l2 serves every backbone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from warmstart import runtime
+
+if TYPE_CHECKING:
+    from warmstart.models.model import LinearHead
+
+log = logging.getLogger(__name__)
+
+Link = Literal["softmax", "sigmoid", "identity"]
+Fold = tuple[np.ndarray, np.ndarray]
+L2S = tuple(10.0**power for power in (0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0, -5.0))
+RIDGE_L2S = tuple(10.0**power for power in np.arange(2.0, -6.5, -0.5))
+PATIENCE = 2
+"""How many l2 values in a row may be worse than the best before the path ends."""
+SMALL = 2_000_000
+"""Features with fewer numbers than this are solved on one thread: starting threads costs more than they save."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A linear head on standardised features: `((x - mean) * scale) @ weight.T + bias`.
+
+    Shape:
+        weight: float32 (C, D). bias: float32 (C,). mean, scale: float32 (D,).
+        out_of_fold: float32 (N, C), the output for each row by the head that did not see it; NaN where none did.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    l2: float
+    path: tuple[tuple[float, float], ...]
+    """(l2, validation loss) in the order they were solved."""
+    out_of_fold: np.ndarray
+
+    def outputs(self, features: np.ndarray) -> np.ndarray:
+        """Apply the head: (N, D) → float32 (N, C)."""
+        folded = self.weight * self.scale
+        return features @ folded.T + (self.bias - folded @ self.mean)
+
+    def to_module(self) -> LinearHead:
+        """Return the head as a torch module."""
+        import torch
+
+        from warmstart.models.model import LinearHead
+
+        head = LinearHead(self.weight.shape[1], self.weight.shape[0])
+        with torch.no_grad():
+            head.mean.copy_(torch.from_numpy(self.mean))
+            head.scale.copy_(torch.from_numpy(self.scale))
+            head.linear.weight.copy_(torch.from_numpy(self.weight))
+            head.linear.bias.copy_(torch.from_numpy(self.bias))
+        return head
+
+
+def solve(
+    link: Link,
+    features: np.ndarray,
+    targets: np.ndarray,
+    *,
+    train: np.ndarray,
+    folds: Sequence[Fold],
+    sample_weights: np.ndarray | None = None,
+) -> Solved:
+    """Solve the head on the rows `train`, with the regularisation that does best on the folds.
+
+    Args:
+        link: Which loss: cross-entropy over classes, over each class by itself, or squared error.
+        features: Rows of train and validation together.
+        targets: Class probabilities (one-hot, smoothed or multi-hot), or standardised numbers.
+        train: Rows of the final head.
+        folds: (train, val) rows to choose the regularisation by; one pair, or several for cross-validation. With
+            none, `identity` uses exact leave-one-out and the others the middle of the grid.
+        sample_weights: Weight of each row in the loss; None means 1.
+
+    Shape:
+        features: float32 (N, D). targets: float32 (N, C). sample_weights: float32 (N,).
+    """
+    weights = np.ones(len(features), np.float32) if sample_weights is None else sample_weights.astype(np.float32)
+    count = 1 if features.size < SMALL else runtime.num_cpus()
+    with runtime.threads(count):
+        if link == "identity":
+            return _solve_ridge(features, targets, weights, train, folds)
+        return _solve_path(link, features, targets, weights, train, folds)
+
+
+def _solve_path(
+    link: Link, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, train: np.ndarray, folds: Sequence[Fold]
+) -> Solved:
+    """Walk the l2 grid downwards on every fold at once; stop when validation has got worse `PATIENCE` times."""
+    problems = [_Problem(link, features, targets, weights, fit) for fit, _ in folds]
+    path: list[tuple[float, float]] = []
+    out_of_fold = best_out = np.full((len(features), targets.shape[1]), np.nan, np.float32)
+    kept: Solved | None = None
+    for l2 in L2S if folds else (1e-2,):
+        out_of_fold = np.full_like(best_out, np.nan)
+        for problem, (_, held_out) in zip(problems, folds, strict=True):
+            out_of_fold[held_out] = problem.solve(l2).outputs(features[held_out])
+        rows = np.concatenate([held_out for _, held_out in folds]) if folds else train[:0]
+        loss = _mean_loss(link, out_of_fold[rows], targets[rows], weights[rows])
+        path.append((l2, loss))
+        if loss <= min(value for _, value in path):
+            best_out, best_l2 = out_of_fold, l2
+            kept = problems[0].last if len(problems) == 1 and np.array_equal(folds[0][0], train) else None
+        elif len(path) - [value for value, _ in path].index(best_l2) > PATIENCE:
+            break
+    best_l2 = min(path, key=lambda item: item[1])[0] if folds else path[0][0]
+    final = kept or _Problem(link, features, targets, weights, train).solve(best_l2)
+    return Solved(final.weight, final.bias, final.mean, final.scale, best_l2, tuple(path), best_out)
+
+
+class _Problem:
+    """One training set of the path, with its warm start."""
+
+    def __init__(
+        self, link: Link, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, rows: np.ndarray
+    ) -> None:
+        self.link = link
+        self.mean, self.scale = standardisation(features[rows])
+        self.features = (features[rows] - self.mean) * self.scale
+        self.targets = targets[rows].astype(np.float32)
+        self.weights = weights[rows] / weights[rows].sum()
+        shape = (targets.shape[1], features.shape[1] + 1)
+        self.start = np.zeros(shape)
+        self.last: Solved | None = None
+
+    def solve(self, l2: float) -> Solved:
+        """Minimise at this l2, from where the previous l2 ended."""
+        from scipy.optimize import minimize
+
+        found = minimize(
+            self._loss_and_gradient,
+            self.start.ravel(),
+            args=(l2,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5, "maxcor": 10},
+        )
+        self.start = found.x.reshape(self.start.shape)
+        weight, bias = self.start[:, :-1].astype(np.float32), self.start[:, -1].astype(np.float32)
+        self.last = Solved(weight, bias, self.mean, self.scale, l2, (), np.empty((0, len(bias)), np.float32))
+        return self.last
+
+    def _loss_and_gradient(self, flat: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
+        parameters = flat.reshape(self.start.shape).astype(np.float32)
+        weight, bias = parameters[:, :-1], parameters[:, -1]
+        outputs = self.features @ weight.T + bias  # (N, C)
+        losses, slopes = _loss_and_slope(self.link, outputs, self.targets)
+        slopes *= self.weights[:, None]
+        gradient = np.empty(self.start.shape)
+        gradient[:, :-1] = slopes.T @ self.features + l2 * weight
+        gradient[:, -1] = slopes.sum(0)
+        return float(self.weights @ losses + 0.5 * l2 * np.vdot(weight, weight)), gradient.ravel()
+
+
+def _loss_and_slope(link: Link, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return per-row losses (N,) and their derivative by the outputs (N, C)."""
+    if link == "softmax":
+        shifted = outputs - outputs.max(1, keepdims=True)
+        exponents = np.exp(shifted)
+        total = exponents.sum(1, keepdims=True)
+        losses = np.log(total[:, 0]) * targets.sum(1) - (targets * shifted).sum(1)
+        return losses, exponents / total * targets.sum(1, keepdims=True) - targets
+    losses = np.logaddexp(0.0, outputs) - targets * outputs
+    return losses.mean(1), (1.0 / (1.0 + np.exp(-outputs)) - targets) / outputs.shape[1]
+
+
+def _mean_loss(link: Link, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+    if not len(outputs):
+        return 0.0
+    losses, _ = _loss_and_slope(link, outputs, targets)
+    return float(np.average(losses, weights=weights))
+
+
+def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and 1/std of each feature; a feature that never varies gets scale 0 and so no say.
+
+    Shape:
+        features: (N, D) → float32 (D,), float32 (D,).
+    """
+    mean = features.mean(0, dtype=np.float64)
+    std = features.std(0, dtype=np.float64)
+    alive = std > 1e-6 * max(float(std.max(initial=0.0)), 1e-12)
+    scale = np.where(alive, 1.0 / np.where(alive, std, 1.0), 0.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _solve_ridge(
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, train: np.ndarray, folds: Sequence[Fold]
+) -> Solved:
+    """Choose l2 by the one validation set given, else by exact leave-one-out over the training rows."""
+    ridge = _Ridge(features[train], targets[train], weights[train])
+    single = len(folds) == 1
+    out_of_fold = np.full((len(features), targets.shape[1]), np.nan, np.float32)
+    rows = folds[0][1] if single else train
+    best = (np.inf, RIDGE_L2S[0])
+    path = []
+    for l2 in RIDGE_L2S:
+        outputs = ridge.solved(l2).outputs(features[rows]) if single else ridge.leave_one_out(l2)
+        loss = float(np.average(((outputs - targets[rows]) ** 2).mean(1), weights=weights[rows]))
+        path.append((l2, loss))
+        if loss < best[0]:
+            best = (loss, l2)
+            out_of_fold[rows] = outputs
+    final = ridge.solved(best[1])
+    return Solved(final.weight, final.bias, final.mean, final.scale, best[1], tuple(path), out_of_fold)
+
+
+class _Ridge:
+    """Weighted ridge regression for every l2 from one singular value decomposition."""
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+        self.mean, self.scale = standardisation(features)
+        self.root = np.sqrt(weights / weights.sum())[:, None].astype(np.float64)
+        centred = (features.astype(np.float64) - self.mean) * self.scale
+        self.offset = (self.root**2 * centred).sum(0)
+        self.target_mean = (self.root**2 * targets).sum(0)
+        self.targets = targets.astype(np.float64)
+        self.left, self.values, self.right = np.linalg.svd(self.root * (centred - self.offset), full_matrices=False)
+        self.projected = self.left.T @ (self.root * (self.targets - self.target_mean))  # (R, K)
+
+    def solved(self, l2: float) -> Solved:
+        """Return the head for one l2."""
+        shrunk = self.values / (self.values**2 + l2)
+        weight = (self.right.T @ (shrunk[:, None] * self.projected)).T  # (K, D)
+        bias = self.target_mean - weight @ self.offset
+        empty = np.empty((0, len(bias)), np.float32)
+        return Solved(weight.astype(np.float32), bias.astype(np.float32), self.mean, self.scale, l2, (), empty)
+
+    def leave_one_out(self, l2: float) -> np.ndarray:
+        """Return what the head fitted without each row says of that row, (N, K), without refitting."""
+        shrink = self.values**2 / (self.values**2 + l2)
+        hat = (self.left**2 * shrink).sum(1) + self.root[:, 0] ** 2  # the last term is the intercept's own leverage
+        fitted = self.target_mean + (self.left @ (shrink[:, None] * self.projected)) / self.root
+        residual = (self.targets - fitted) / np.maximum(1.0 - hat, 1e-9)[:, None]
+        return (self.targets - residual).astype(np.float32)
