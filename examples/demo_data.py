@@ -1,8 +1,8 @@
 """Bring real labelled photos for the demo: 2,223 solar cells in two folders, `functional` and `defective`.
 
-They are electroluminescence pictures of solar cells (300 x 300, grey) from the PyPI package elpv-dataset, by Buerhop-Lutz,
-Deitsch and others. Experts gave each a probability of being defective; the ones that they were sure of, 0 and 1, are used.
-The photos are licensed CC BY-NC-SA 4.0: name the authors, nothing commercial, share alike.
+They are electroluminescence pictures of solar cells (300 x 300, grey) from the PyPI package elpv-dataset, by
+Buerhop-Lutz, Deitsch and others. Experts gave each a probability of being defective; the ones that they were sure of,
+0 and 1, are used. The photos are licensed CC BY-NC-SA 4.0: name the authors, nothing commercial, share alike.
 
 usage: python examples/demo_data.py FOLDER
 """
@@ -20,7 +20,8 @@ ARCHIVES = Path(__file__).resolve().parents[1] / ".assets" / "pip"
 CLASSES = {0.0: "functional", 1.0: "defective"}
 LICENCE = """\
 Solar cell photos of the ELPV dataset (https://github.com/zae-bayern/elpv-dataset), licence CC BY-NC-SA 4.0.
-Buerhop-Lutz et al., A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery, 2018.
+Buerhop-Lutz et al., A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence
+Imagery, 2018; Deitsch et al., Segmentation of Photovoltaic Module Cells in Electroluminescence Images, 2021.
 """
 
 

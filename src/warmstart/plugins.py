@@ -84,13 +84,15 @@ def options(plugin: type) -> tuple[Option, ...]:
     found = []
     for field in dataclasses.fields(plugin):
         default = field.default_factory() if callable(field.default_factory) else field.default
-        found.append(Option(field.name, str(field.type), default, described.get(field.name, "")))
+        kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+        found.append(Option(field.name, kind, default, described.get(field.name, "")))
     return tuple(found)
 
 
 def option_types(plugin: type) -> dict[str, object]:
     """Resolve the annotations of a plug-in's options."""
-    return {name: hint for name, hint in get_type_hints(plugin).items() if name in plugin.__dataclass_fields__}
+    hints = get_type_hints(plugin)
+    return {field.name: hints[field.name] for field in dataclasses.fields(plugin)}
 
 
 def summary(plugin: type) -> str:
@@ -110,7 +112,7 @@ def _field_docs(plugin: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-            if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                docs[field.target.id] = inspect.cleandoc(below.value.value).replace("\n", " ")
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = inspect.cleandoc(text).replace("\n", " ")
     return docs
