@@ -119,7 +119,7 @@ def silent_publics(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Find public modules, classes and functions without a docstring."""
     if ast.get_docstring(tree) is None:
         yield 1, "module without a docstring"
-    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef) and _is_public(node))]
     for node in (node for body in bodies for node in body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and _is_public(node) and ast.get_docstring(node) is None:
             yield node.lineno, f"{node.name} without a docstring"
