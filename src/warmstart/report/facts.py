@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from warmstart.errors import RunError
+from warmstart.report import jsonable
 from warmstart.tasks import Metric
 
 SCHEMA = 1
 Status = Literal["ok", "note", "warning", "blocking"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -413,7 +410,7 @@ class Facts:
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON-ready dict; numbers that are not finite become null. `from_json` is its inverse."""
-        plain = _plain(dataclasses.asdict(self))
+        plain = jsonable.plain(dataclasses.asdict(self))
         assert isinstance(plain, dict)
         return plain
 
@@ -425,7 +422,7 @@ class Facts:
             RunError: This is not the JSON of a report.
         """
         try:
-            return _build(Facts, facts)
+            return jsonable.build(Facts, facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"not a warmstart report: {error}", "run `warmstart report RUN` on the run folder to write it again"
@@ -434,55 +431,3 @@ class Facts:
     def dumps(self) -> str:
         """Return the text of `report.json`."""
         return json.dumps(self.to_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-
-def _plain(value: object) -> object:
-    """Make a value of `asdict` strict JSON: tuples → lists, numpy scalars → numbers, not finite → None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value)
-
-
-@cache
-def _hints(kind: type) -> dict[str, object]:
-    return get_type_hints(kind, localns={"SplitName": str})
-
-
-def _build(kind: type[T], value: object) -> T:
-    """Build a dataclass from a dict, by its type hints."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{kind.__name__} is {type(value).__name__}, expected an object")
-    hints = _hints(kind)
-    return kind(**{key: _typed(hints[key], item) for key, item in value.items() if key in hints})
-
-
-def _typed(hint: object, value: object) -> object:
-    """Give a JSON value the type of its hint."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        inner = [arg for arg in args if arg is not type(None)]
-        return None if value is None else _typed(inner[0], value)
-    if origin is tuple:
-        return _typed_tuple(args, value)
-    if origin is dict and isinstance(value, Mapping):
-        return {key: _typed(args[1], item) for key, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value)
-    if hint is float:
-        return math.nan if value is None else float(value)  # type: ignore[arg-type]
-    return value
-
-
-def _typed_tuple(args: tuple[object, ...], value: object) -> tuple[object, ...]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{value!r} is no list")
-    inner = args[:1] * len(value) if args[-1] is Ellipsis else args
-    return tuple(_typed(hint, item) for hint, item in zip(inner, value, strict=True))
