@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from warmstart.data import TargetKind
-from warmstart.errors import SHOWN, DataError
+from warmstart.errors import SHOWN, DataError, RecipeError
 from warmstart.tasks import Link, MetricSpec, no_targets
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ class Classification:
     """Share of the target taken from the true class and spread over all (Szegedy et al., arXiv 1512.00567)."""
     class_weights: ClassWeights = "none"
     """`balanced` gives each class the same total weight in the loss, and selects by balanced accuracy."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            problem = f"label_smoothing is {self.label_smoothing} (expected at least 0 and less than 1)"
+            raise RecipeError(problem, "task.label_smoothing=0.1")
 
     def check(self, dataset: Dataset) -> None:
         """Refuse targets that are no classes, or classes that cannot be learned.
@@ -172,8 +177,8 @@ def _class_problems(dataset: Dataset) -> Iterator[str]:
     counts = np.bincount(dataset.targets, minlength=len(dataset.class_names))
     present = np.flatnonzero(counts)
     if len(present) < 2:
-        only = f" ({dataset.class_names[present[0]]!r}, {len(dataset)} examples)" if len(present) else ""
-        yield f"{dataset.name} has {len(present)} {'class' if len(present) == 1 else 'classes'}{only}, expected at least 2"
+        count = f"only one class ({dataset.class_names[present[0]]!r})" if len(present) else "no class"
+        yield f"{dataset.name} has {count} in {len(dataset)} examples, expected at least 2"
     for row in np.flatnonzero(counts == 0):
         yield f"class {dataset.class_names[row]!r} has no example, expected at least 2"
     for row in np.flatnonzero(counts == 1):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from warmstart.data import TargetKind
-from warmstart.errors import DataError, listed
+from warmstart.errors import DataError, RecipeError, listed
 from warmstart.tasks import Link, MetricSpec, as_numbers, no_targets
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class Regression:
     """What is minimised: squared error, absolute error, or Huber's mixture of both (less moved by outliers)."""
     delta: float = 1.0
     """Where Huber's loss turns from square to line, in standard deviations of the target; no effect on others."""
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise RecipeError(f"delta is {self.delta} (expected more than 0)", "task.delta=1.0")
 
     def check(self, dataset: Dataset) -> None:
         """Refuse targets that are no finite numbers, or do not vary.
@@ -131,11 +135,12 @@ def _not_numbers(dataset: Dataset) -> str:
     if dataset.kind == "multi":
         return f"targets of {dataset.name} are sets of labels, and regression needs numbers"
     odd = [name for name in dataset.class_names if as_numbers([name]) is None]
+    first = listed([repr(name) for name in odd], 3)
     if not odd:
         return (
             f"targets of {dataset.name} were read as {len(dataset.class_names)} classes, and regression needs numbers"
         )
-    return f"targets of {dataset.name} are no numbers ({listed([repr(name) for name in odd], 3)}), and regression needs numbers"
+    return f"targets of {dataset.name} are no numbers ({first}), and regression needs numbers"
 
 
 def _number_problems(dataset: Dataset) -> Iterator[str]:
