@@ -13,14 +13,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from warmstart import plugins, runtime
 from warmstart.errors import SHOWN, RecipeError, closest
 
-Fraction = Annotated[float, "ge=0", "lt=1"]
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-DEFAULT, FILE, COMMAND, PYTHON = "default", "recipe", "command line", "python"
+DEFAULT, FILE, COMMAND = "default", "recipe", "command line"
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,12 @@ class OptimConfig:
     """Learning rate; decided from optimizer and strategy when not given."""
     momentum: float = 0.9
     """Momentum of sgd; no effect on the others."""
+    nesterov: bool = False
+    """Look ahead along the momentum; no effect unless sgd has momentum."""
     weight_decay: float | None = None
-    """Decay of weights (not of biases and normalisation); 0.05 for adamw and 1e-4 for the others when not given."""
+    """Decay of weights; 0.05 for adamw and 1e-4 for the others when not given."""
+    decay_all: bool = False
+    """Decay biases and the parameters of normalisation as well, as plain PyTorch optimizers do."""
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this norm; none when not given a number. `0` turns it off."""
 
@@ -168,13 +171,15 @@ class Sourced:
         return to_toml(self.recipe, self.origins)
 
 
-def read_recipe(path: Path | str | None = None, overrides: Sequence[str] = (), **named: object) -> Sourced:
+def read_recipe(
+    path: Path | str | None = None, overrides: Sequence[str] = (), named: Mapping[str, object] | None = None
+) -> Sourced:
     """Read a recipe file, then apply `key=value` words, then named values; check everything together.
 
     Args:
         path: A TOML file, or None for an empty recipe.
         overrides: Words such as `optim.lr=1e-3`; a bare option of the chosen strategy (`rank=8`) is understood.
-        named: Values by dotted key with `.` written `__`, such as `data__path`; None values are left out.
+        named: Values by dotted key; those that are None are left out.
 
     Raises:
         RecipeError: Unknown keys, wrong types, unknown plug-ins or options; all of them are listed.
@@ -187,9 +192,8 @@ def read_recipe(path: Path | str | None = None, overrides: Sequence[str] = (), *
     origins: dict[str, str] = {}
     if path is not None:
         _merge(values, origins, _flat(_load_toml(Path(path))), f"{FILE} {Path(path).name}")
+    _merge(values, origins, {key: value for key, value in (named or {}).items() if value is not None}, COMMAND)
     _merge(values, origins, dict(_split_word(word) for word in overrides), COMMAND)
-    given = {key.replace("__", "."): value for key, value in named.items() if value is not None}
-    _merge(values, origins, given, COMMAND)
     return Sourced(build(values), origins)
 
 
@@ -398,7 +402,17 @@ def _convert(key: str, value: object, wanted: object) -> object:
     except ValidationError as error:
         allowed = error.errors()[0].get("ctx", {}).get("expected")
         expected = allowed or _type_name(wanted)
-        raise RecipeError(f"{key}={value!r} does not fit (expected {expected})", f"warmstart show {key}=…") from error
+        raise RecipeError(f"{key}={value!r} does not fit (expected {expected})", _example(key, value, wanted)) from error
+
+
+def _example(key: str, value: object, wanted: object) -> str:
+    """Return an override of this key that would be accepted."""
+    choices = [part for part in getattr(wanted, "__args__", ()) if part is not type(None)]
+    literals = [part for choice in (wanted, *choices) for part in getattr(choice, "__args__", ()) if isinstance(part, str)]
+    if literals:
+        return f"{key}={closest(str(value), literals).partition(chr(39))[2].partition(chr(39))[0] or literals[0]}"
+    kinds = [wanted, *choices]
+    return f"{key}={'1e-3' if float in kinds else '10' if int in kinds else 'true' if bool in kinds else 'word'}"
 
 
 def _type_name(wanted: object) -> str:
