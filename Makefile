@@ -42,7 +42,7 @@ fix: $(DEV)
 	@$(BIN)/ruff format .
 
 bench: $(DEV)
-	@for file in $$(ls benchmarks/*.py | grep -v -e common.py -e __init__.py); do $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for file in $$(ls benchmarks/*.py | grep -v common.py); do $(BIN)/python $$file $(ARGS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo
