@@ -106,10 +106,12 @@ class Dataset:
         def pick(column: np.ndarray | None) -> np.ndarray | None:
             return None if column is None else column[rows]
 
+        # Columns that are built on demand (paths, memory-mapped pixels) know how to stay so.
+        lazy = getattr(self.inputs, "take", None)
         return replace(
             self,
             ids=[self.ids[int(row)] for row in rows],
-            inputs=[self.inputs[int(row)] for row in rows],
+            inputs=lazy(rows) if lazy else [self.inputs[int(row)] for row in rows],
             targets=pick(self.targets),
             groups=pick(self.groups),
             given_split=pick(self.given_split),
@@ -156,9 +158,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move inputs and targets to a device; the index stays where it is."""
-        return Batch(
-            self.inputs.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.index
-        )
+        return Batch(self.inputs.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.index)
 
 
 @runtime_checkable
