@@ -1,0 +1,351 @@
+"""The fastest engine that computes the same: eager torch, torch channels-last, or ONNX Runtime on the CPU.
+
+Between the engines lies a factor of two and more, and which one wins depends on network, picture size and machine. So
+it is measured, on the first pictures of the job itself, and remembered. An engine whose values differ from eager
+torch's by more than `TOLERANCE` of the largest value is not considered.
+
+The measurement counts in chunks of `CHUNK` pictures because the engines do: activations of a few pictures stay in the
+processor's cache, which is worth more than a large batch. The chunks that the winner computed in the measurement are
+exactly those that it would compute afterwards, so they are kept, and a run that is killed and repeated gets equal bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from warmstart import durable, runtime
+from warmstart.errors import RunError
+
+if TYPE_CHECKING:
+    from warmstart.models import Backbone
+
+log = logging.getLogger(__name__)
+
+EngineName = Literal["torch", "torch channels-last", "onnxruntime"]
+Run = Callable[[Tensor], np.ndarray]
+
+FORMAT = 1
+TOLERANCE = 1e-4
+"""Largest |difference| from eager torch, as a fraction of the largest |value|."""
+CHUNK = 8
+GPU_CHUNK = 256
+MEASURE_FROM = 128
+"""Fewer pictures than this do not repay an export and a measurement."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured on one engine; a row of the report's table."""
+
+    images_per_second: float | None
+    max_difference: float | None
+    """Largest |difference| from eager torch, as a fraction of the largest |value|."""
+    refused: str = ""
+    """Why the engine was not considered, or empty."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that was chosen, why, and the values that the measurement already computed.
+
+    Shape:
+        values: float32 (K, …), the first K pictures of the batch; K may be 0.
+    """
+
+    name: EngineName
+    run: Run
+    """uint8 (B, 3, H, W) → float32 (B, …)."""
+    table: dict[str, Timing]
+    reason: str
+    values: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The function that an engine computes.
+
+    Args:
+        backbone: The network; it is copied, never changed.
+        identity: Hash of everything that its values depend on.
+        cut: Where the frozen prefix ends.
+        device: Where it runs.
+    """
+
+    backbone: Backbone
+    identity: str
+    cut: int
+    device: torch.device
+
+
+class _Frozen(nn.Module):
+    """The prefix as a module: pixels in, hidden values out."""
+
+    def __init__(self, prefix: Prefix) -> None:
+        super().__init__()
+        # The user's network stays as it is: its mode, its memory format, its device.
+        self.backbone = copy.deepcopy(cast("nn.Module", prefix.backbone)).eval().requires_grad_(False)
+        self.cut = prefix.cut
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return cast("Backbone", self.backbone).prefix(pixels, self.cut)
+
+
+def pick(prefix: Prefix, batch: Tensor, *, remaining: int, folder: Path) -> Choice:
+    """Choose the engine for this prefix on this machine.
+
+    Args:
+        prefix: What is to be computed.
+        batch: The first pictures of the job.
+        remaining: How many pictures the job has; few do not repay a measurement.
+        folder: Where measurements and exported graphs are kept.
+
+    Returns:
+        The choice. Where it was measured, it is on disk before this returns.
+
+    Shape:
+        batch: uint8 (B, 3, H, W).
+    """
+    memory = folder / f"{_key(prefix, batch)}.json"
+    remembered = _recall(memory)
+    if remembered is not None:
+        choice = _again(prefix, batch, remembered, folder)
+        if choice is not None:
+            return choice
+    if remaining < MEASURE_FROM:
+        reason = f"{remaining} pictures do not repay a measurement"
+        return Choice("torch", _torch(prefix, channels_last=False), {}, reason)
+    choice = _measure(prefix, batch, folder)
+    _remember(memory, choice)
+    return choice
+
+
+def names(device: torch.device) -> tuple[EngineName, ...]:
+    """Return the engines that a device has; the first one is the reference."""
+    return ("torch", "torch channels-last", "onnxruntime") if device.type == "cpu" else ("torch", "torch channels-last")
+
+
+def _measure(prefix: Prefix, batch: Tensor, folder: Path) -> Choice:
+    size = _chunk(prefix.device)
+    chunks = [batch[:size], batch[size : 2 * size] if len(batch) >= 2 * size else batch[:size]]
+    runs: dict[EngineName, Run] = {}
+    values: dict[EngineName, list[np.ndarray]] = {}
+    table: dict[str, Timing] = {}
+    for name in names(prefix.device):
+        try:
+            runs[name] = _build(name, prefix, batch, folder)
+            values[name], seconds = _timed(runs[name], chunks)
+        except Exception as error:  # exporters and runtimes raise whatever they like; only the reference must work
+            if name == "torch":
+                raise
+            log.info("engine %s cannot run this prefix: %s", name, str(error))
+            table[name] = Timing(None, None, f"{type(error).__name__}: {str(error)[:200]}")
+            continue
+        difference = _difference(values["torch"], values[name])
+        refused = "" if difference <= TOLERANCE else f"differs from torch by {difference:.1e} of the largest value"
+        table[name] = Timing(len(chunks[1]) / seconds, difference, refused)
+    fastest = max((name for name in runs if name in values and not table[name].refused), key=lambda n: _rate(table[n]))
+    kept = values[fastest] if len(batch) >= 2 * size else values[fastest][:1]
+    return Choice(fastest, runs[fastest], table, "fastest of those that agree", np.concatenate(kept))
+
+
+def _timed(run: Run, chunks: list[Tensor]) -> tuple[list[np.ndarray], float]:
+    """Run the first chunk to warm up and the second one against the clock."""
+    warm = run(chunks[0])
+    start = time.perf_counter()
+    timed = run(chunks[1])
+    return [warm, timed], time.perf_counter() - start
+
+
+def _again(prefix: Prefix, batch: Tensor, remembered: Choice, folder: Path) -> Choice | None:
+    """Build the engine that was remembered, and look at two pictures before it is trusted."""
+    try:
+        run = _build(remembered.name, prefix, batch, folder)
+        if remembered.name != "torch":
+            look = batch[:2]
+            difference = _difference([_torch(prefix, channels_last=False)(look)], [run(look)])
+            _agree(difference)
+    except Exception as error:  # noqa: BLE001 as in `_measure`
+        log.warning("engine %s was remembered and no longer works: %s", remembered.name, str(error))
+        return None
+    return Choice(remembered.name, run, remembered.table, "measured before")
+
+
+def _agree(difference: float) -> None:
+    if difference > TOLERANCE:
+        raise ArithmeticError(f"differs from torch by {difference:.1e} of the largest value")
+
+
+def _build(name: EngineName, prefix: Prefix, batch: Tensor, folder: Path) -> Run:
+    if name == "onnxruntime":
+        return _onnxruntime(prefix, batch, folder)
+    return _torch(prefix, channels_last=name == "torch channels-last")
+
+
+def _torch(prefix: Prefix, *, channels_last: bool) -> Run:
+    frozen = _Frozen(prefix).to(prefix.device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if channels_last:
+        frozen = frozen.to(memory_format=torch.channels_last)
+    size = _chunk(prefix.device)
+
+    def run(pixels: Tensor) -> np.ndarray:
+        # Autocast is off, so values do not depend on what surrounds the call.
+        with torch.inference_mode(), torch.autocast(prefix.device.type, enabled=False):
+            parts = [
+                frozen(part.to(prefix.device).contiguous(memory_format=layout)).float().cpu().contiguous().numpy()
+                for part in torch.split(pixels, size)
+            ]
+        return np.concatenate(parts)
+
+    return run
+
+
+def _onnxruntime(prefix: Prefix, batch: Tensor, folder: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(_graph(prefix, batch, folder), options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor) -> np.ndarray:
+        return np.concatenate([session.run(None, {"pixels": part.numpy()})[0] for part in torch.split(pixels, CHUNK)])
+
+    return run
+
+
+def _graph(prefix: Prefix, batch: Tensor, folder: Path) -> bytes:
+    """Return the exported prefix, from disk when it is there and whole."""
+    path = folder / f"{runtime.digest(prefix.identity, prefix.cut, *batch.shape[1:], version('torch'), FORMAT)}.onnx"
+    try:
+        data = path.read_bytes()
+        if data[:16] == hashlib.blake2b(data[16:], digest_size=16).digest():
+            os.utime(path)
+            return data[16:]
+        log.warning("engine: %s is damaged and exported again", path)
+    except OSError:
+        pass
+    graph = _export(prefix, batch)
+    _write(path, hashlib.blake2b(graph, digest_size=16).digest() + graph)
+    return graph
+
+
+def _export(prefix: Prefix, batch: Tensor) -> bytes:
+    frozen, example = _Frozen(prefix), batch[:2].expand(2, -1, -1, -1)
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        # The exporter by tracing is several times faster than its successor and says on every call that it will go;
+        # remove when torch drops it.
+        warnings.simplefilter("ignore")
+        try:
+            return _export_traced(frozen, example)
+        except Exception as error:  # noqa: BLE001 as in `_measure`
+            log.info("export by tracing failed, trying torch.export: %s", str(error))
+            return _export_exported(frozen, example)
+
+
+def _export_traced(frozen: nn.Module, example: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        frozen,
+        (example,),
+        buffer,  # type: ignore[arg-type]
+        dynamo=False,
+        do_constant_folding=False,  # ONNX Runtime folds them anyway, at load
+        input_names=["pixels"],
+        output_names=["values"],
+        dynamic_axes={"pixels": {0: "batch"}, "values": {0: "batch"}},
+    )
+    return buffer.getvalue()
+
+
+def _export_exported(frozen: nn.Module, example: Tensor) -> bytes:
+    program = torch.onnx.export(
+        frozen,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        input_names=["pixels"],
+        output_names=["values"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+def _difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
+    """Return the largest |difference| as a fraction of the largest |value|; infinite where a value is not a number."""
+    wanted, found = np.concatenate(expected), np.concatenate(got)
+    if wanted.shape != found.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(wanted - found).max() / max(float(np.abs(wanted).max()), 1e-30))
+
+
+def _key(prefix: Prefix, batch: Tensor) -> str:
+    libraries = [version(name) for name in ("torch", "onnxruntime")]
+    shape = [int(side) for side in batch.shape[1:]]
+    return runtime.digest(
+        prefix.identity, prefix.cut, *shape, prefix.device.type, _threads(), *libraries, _chunk(prefix.device), FORMAT
+    )
+
+
+def _recall(path: Path) -> Choice | None:
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        table = {name: Timing(**timing) for name, timing in facts["table"].items()}
+        name = facts["engine"]
+        assert not table[name].refused, f"{name} was refused"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        log.warning("engine: %s is damaged and measured again: %s", path, str(error))
+        return None
+    return Choice(name, _unbuilt, table, "")
+
+
+def _unbuilt(pixels: Tensor) -> np.ndarray:  # noqa: ARG001 a placeholder of the right type
+    raise AssertionError("a remembered engine is built before it runs")
+
+
+def _remember(path: Path, choice: Choice) -> None:
+    facts = {"engine": choice.name, "table": {name: asdict(timing) for name, timing in choice.table.items()}}
+    _write(path, json.dumps(facts, indent=1).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write whole or not at all. A disk that takes no more costs a measurement next time, and no run."""
+    try:
+        durable.write_bytes(path, data)
+    except RunError as error:
+        log.warning("engine: %s", error.problem)
+
+
+def _rate(timing: Timing) -> float:
+    return timing.images_per_second or 0.0
+
+
+def _chunk(device: torch.device) -> int:
+    return CHUNK if device.type == "cpu" else GPU_CHUNK
+
+
+def _threads() -> int:
+    """Threads of ONNX Runtime: all processors that this process may use, fewer where `OMP_NUM_THREADS` says so."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(stated), runtime.num_cpus()) if stated.isdigit() and int(stated) else runtime.num_cpus()
