@@ -1,0 +1,220 @@
+"""Weights on disk: safetensors with a card beside them, and their hash. Nothing here can run code from a file.
+
+A weights folder holds `model.safetensors` (the network's own parameter names, so timm and torchvision can read it too)
+and `card.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from warmstart import durable
+from warmstart.errors import CheckpointError, SourceError, listed
+from warmstart.models import Card
+
+if TYPE_CHECKING:
+    from warmstart.models import Backbone
+
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to every tensor when weights met a network."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """In the network and not in the file: they keep their values."""
+    unexpected: tuple[str, ...] = ()
+    """In the file and not in the network: they were ignored."""
+    reshaped: tuple[str, ...] = ()
+    """In both with different shapes, `name: file (3, 4), network (3, 5)`: they keep their values."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether file and network agree on every name and shape."""
+        return not (self.missing or self.unexpected or self.reshaped)
+
+    def require_exact(self, what: str) -> None:
+        """Raise unless every tensor was loaded and none was left over.
+
+        Raises:
+            CheckpointError: All differences, in one message.
+        """
+        if self.exact:
+            return
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.reshaped}
+        said = "; ".join(f"{len(names)} {kind} ({listed(names, 3)})" for kind, names in kinds.items() if names)
+        raise CheckpointError(f"{what} does not fit the network: {said}", "use the weights of this very network")
+
+
+def tensors_of(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return a backbone's tensors under the names of its network."""
+    network = getattr(backbone, "network", backbone)
+    return dict(network.state_dict())
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, shapes, dtypes and bytes of every tensor; the order of the mapping does not count.
+
+    Returns:
+        32 hexadecimal characters.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+        state.update(len(head).to_bytes(8, "little") + head)
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as one safetensors file, whole or not at all.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    import safetensors.torch
+
+    apart = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    durable.write_bytes(path, safetensors.torch.save(apart))
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str, fix: str = "delete that file and fetch it again") -> Iterator[None]:
+    """Turn whatever a library says about a damaged or foreign file into one error of ours.
+
+    Raises:
+        CheckpointError: With the library's own reason.
+    """
+    import safetensors
+
+    damaged = (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError)
+    formats = (pickle.UnpicklingError, safetensors.SafetensorError, zipfile.BadZipFile)
+    try:
+        yield
+    except (*damaged, *formats) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path} does not hold {what} ({reason})", fix) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        SourceError: There is no such file.
+        CheckpointError: A pickle, or a file that is damaged or of another format.
+    """
+    import safetensors.torch
+
+    if not path.is_file():
+        raise SourceError(f"no weights at {path}", "give a folder with model.safetensors and card.json")
+    refuse_pickle(path)
+    with reading(path, "safetensors weights", "fetch or save the weights again"):
+        return safetensors.torch.load_file(path)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file that is, or is named like, a pickle, which could run code when read.
+
+    Raises:
+        CheckpointError: With the command that converts it.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if path.suffix in PICKLES or start.startswith(PICKLE_STARTS):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when it is read; expected safetensors",
+            'where you trust it: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path}', weights_only=True), '{path.with_suffix('.safetensors')}')\"",
+        )
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> LoadReport:
+    """Copy tensors into a module where name and shape agree, and say what happened to each."""
+    own = module.state_dict()
+    reshaped = [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
+    fitting = {n: tensors[n] for n in own if n in tensors and n not in reshaped}
+    module.load_state_dict(fitting, strict=False)
+    return LoadReport(
+        loaded=tuple(fitting),
+        missing=tuple(n for n in own if n not in tensors),
+        unexpected=tuple(n for n in tensors if n not in own),
+        reshaped=tuple(f"{n}: file {tuple(tensors[n].shape)}, network {tuple(own[n].shape)}" for n in reshaped),
+    )
+
+
+def save_backbone(backbone: Backbone, card: Card, folder: Path) -> Card:
+    """Write a backbone as a weights folder; the card comes last, so a folder with a card is complete.
+
+    Returns:
+        The card as written: with the hash, size and dimension of these very weights.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    assert isinstance(backbone, nn.Module)
+    card = completed(card, backbone)
+    save_tensors(tensors_of(backbone), folder / WEIGHTS)
+    durable.write_json(folder / CARD, card.to_json())
+    return card
+
+
+def completed(card: Card, backbone: Backbone) -> Card:
+    """Return the card with the hash, size, dimension and input spec of a backbone as it is now."""
+    assert isinstance(backbone, nn.Module)
+    num_params = sum(parameter.numel() for parameter in backbone.parameters())
+    identity = weights_hash(tensors_of(backbone))
+    return replace(card, weights_hash=identity, num_params=num_params, dim=backbone.dim, spec=backbone.spec)
+
+
+def read_card(folder: Path) -> Card:
+    """Read the card of a weights folder.
+
+    Raises:
+        CheckpointError: No readable card.
+    """
+    fix = f"save the weights again, or give a folder with {WEIGHTS} and {CARD}"
+    try:
+        return Card.from_json(durable.read_json(folder / CARD, fix=fix, error=CheckpointError))
+    except TypeError as error:
+        raise CheckpointError(f"{folder / CARD} is not a card ({error})", fix) from error
+
+
+def load_folder(folder: Path) -> tuple[Backbone, Card]:
+    """Build the backbone of a weights folder and load it.
+
+    Raises:
+        CheckpointError: Damaged, foreign, a pickle, or other weights than the card says.
+        SourceError: The architecture is unknown here.
+    """
+    from warmstart.models.build import backbone as build
+
+    card = read_card(folder)
+    tensors = load_tensors(folder / WEIGHTS)
+    found = weights_hash(tensors)
+    if card.weights_hash is not None and found != card.weights_hash:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} has hash {found}, but its card says {card.weights_hash}",
+            "fetch or save the weights again",
+        )
+    if card.arch is None:
+        raise CheckpointError(f"{folder / CARD} has no arch", 'add the network, such as "arch": "timm:resnet50"')
+    backbone = build(card.arch, card.spec)
+    load_into(backbone.network, tensors).require_exact(str(folder / WEIGHTS))
+    return backbone.eval(), replace(card, weights_hash=found)
