@@ -110,11 +110,9 @@ def near_pairs(
     parts = np.zeros(len(rows), np.int64) if parts is None else parts[rows].astype(np.int64)
     counts = np.zeros((len(rows), int(parts.max()) + 1), np.int64)
     judge = _Judge.over(features, rows, seed)
-    kept = []
-    with runtime.threads(1), ThreadPoolExecutor(workers) as pool:
-        starts = range(0, len(rows), BLOCK_ROWS)
-        for block in pool.map(lambda start: judge.confirmed(search.candidates(start)), starts):
-            kept.append(_limited(block, parts, counts))
+    with runtime.threads(1), ThreadPoolExecutor(max(1, workers)) as pool:
+        blocks = pool.map(lambda start: judge.confirmed(search.candidates(start)), range(0, len(rows), BLOCK_ROWS))
+        kept = [_limited(block, parts, counts) for block in blocks]
     found = _collect(kept)
     return NearPairs(rows[found.left], rows[found.right], found.flipped, found.residual)
 

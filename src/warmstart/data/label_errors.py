@@ -61,6 +61,7 @@ def suspected(
         kind: `single` and `multi` use confident learning (one class against the rest for `multi`); `scalar` and
             `vector` use outliers of the out-of-fold residual; `none` finds nothing.
         num_classes: C; has no effect on regression.
+        seed: Deals the folds.
         groups: Examples of one group are predicted by models that saw none of the group.
 
     Shape:
@@ -97,6 +98,7 @@ def find(probs: np.ndarray, labels: np.ndarray, *, rule: Rule = "both") -> np.nd
 
     Args:
         probs: Out-of-fold probabilities.
+        labels: The given labels.
         rule: `noise_rate` prunes, for every pair of classes, as many examples as the joint says are mislabelled that
             way, largest margin first; `class` prunes as many per class as the joint says, lowest self-confidence
             first; `both` prunes what both would, which costs few true errors and halves the false ones.
@@ -137,7 +139,7 @@ def thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     num_classes = probs.shape[1]
     given = np.bincount(labels, minlength=num_classes)
     total = np.bincount(labels, probs[np.arange(len(labels)), labels], minlength=num_classes)
-    return np.where(given > 0, total / given.clip(min=1), np.inf)
+    return np.asarray(np.where(given > 0, total / given.clip(min=1), np.inf))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
