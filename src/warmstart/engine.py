@@ -234,17 +234,23 @@ def _onnxruntime(prefix: Prefix, batch: Tensor, folder: Path) -> Run:
 def _graph(prefix: Prefix, batch: Tensor, folder: Path) -> bytes:
     """Return the exported prefix, from disk when it is there and whole."""
     path = folder / f"{runtime.digest(prefix.identity, prefix.cut, *batch.shape[1:], version('torch'), FORMAT)}.onnx"
+    graph = _graph_on_disk(path)
+    if graph is None:
+        graph = _export(prefix, batch)
+        _write(path, hashlib.blake2b(graph, digest_size=16).digest() + graph)
+    return graph
+
+
+def _graph_on_disk(path: Path) -> bytes | None:
     try:
         data = path.read_bytes()
-        if data[:16] == hashlib.blake2b(data[16:], digest_size=16).digest():
-            os.utime(path)
-            return data[16:]
-        log.warning("engine: %s is damaged and exported again", path)
+        os.utime(path)  # used now, so it leaves the cache later
     except OSError:
-        pass
-    graph = _export(prefix, batch)
-    _write(path, hashlib.blake2b(graph, digest_size=16).digest() + graph)
-    return graph
+        return None
+    if data[:16] == hashlib.blake2b(data[16:], digest_size=16).digest():
+        return data[16:]
+    log.warning("engine: %s is damaged and exported again", path)
+    return None
 
 
 def _export(prefix: Prefix, batch: Tensor) -> bytes:
