@@ -30,43 +30,66 @@ def scale_of(items: Sequence[Metric], *, zoom: bool = False) -> tuple[float, flo
     return (word.low if word.low is not None else low, word.high if word.high is not None else high)
 
 
-def interval(item: Metric, ends: tuple[float, float], *, baseline: Metric | None = None, wide: bool = False) -> Markup:
-    """Draw a value with its interval on an axis, and the baseline as a tick.
+def interval(item: Metric, ends: tuple[float, float]) -> Markup:
+    """Draw a value with its interval on an axis.
 
     Args:
         item: The metric.
         ends: Both ends of the axis, in units of the metric.
-        baseline: What a constant answer reaches.
-        wide: The large one at the top of the page, with the ends of the axis written under it.
     """
-    width, middle = (640.0, 16.0) if wide else (180.0, 9.0)
-    x = svg.linear(*ends, 8, width - 8)
-    thick = 7.0 if wide else 4.0
-    marks = [svg.line(8, middle, width - 8, middle, "rail")]
-    if baseline is not None:
-        marks.append(svg.line(x(baseline.value), middle - 9, x(baseline.value), middle + 9, "baseline"))
+    x = svg.linear(*ends, 8, 172)
+    marks = [svg.line(8, 9, 172, 9, "rail")]
     if words.has_interval(item):
-        left, right = max(8.0, x(item.low)), min(width - 8, x(item.high))
-        marks.append(svg.rect(left, middle - thick / 2, max(2.0, right - left), thick, "band"))
-    marks.append(svg.dot(min(max(x(item.value), 8), width - 8), middle, thick if wide else 4, "value"))
-    if wide:
-        marks += _ends(item, ends, baseline, x)
+        left, right = max(8.0, x(item.low)), min(172.0, x(item.high))
+        marks.append(svg.rect(left, 7, max(2.0, right - left), 4, "band"))
+    marks.append(svg.dot(min(max(x(item.value), 8), 172), 9, 4, "value"))
+    return svg.picture(180, 18, marks, label=_spoken(item), css="inline")
+
+
+def _spoken(item: Metric) -> str:
     label = f"{words.metric(item.name).label} {words.value(item)}"
-    label += f", 95 % interval {words.interval(item)}" if words.has_interval(item) else ""
-    return svg.picture(width, 48 if wide else 18, marks, label=label, css="chart wide" if wide else "inline")
+    return f"{label}, 95 % interval {words.interval(item)}" if words.has_interval(item) else label
 
 
-def _ends(item: Metric, ends: tuple[float, float], baseline: Metric | None, x: svg.Scale) -> list[Markup]:
-    """Write both ends of the axis, and name the baseline where it does not collide with them."""
-    low, high = (Metric(item.name, end, math.nan, math.nan, 0, "") for end in ends)
-    marks = [svg.text(8, 42, _end(low), anchor="start"), svg.text(632, 42, _end(high), anchor="end")]
-    if baseline is not None and 90 < x(baseline.value) < 540:
-        marks.append(svg.text(x(baseline.value), 42, "constant answer"))
-    return marks
+def hero(item: Metric, *, baseline: Metric | None = None) -> Markup:
+    """Draw the answer: the value on its whole scale beside a constant answer, and its interval under a lens."""
+    ends = scale_of([item] if baseline is None else [item, baseline])
+    x = svg.linear(*ends, 46, 580)
+    marks = [svg.line(46, 34, 580, 34, "rail"), svg.text(592, 38, _end(item.name, ends[1]), anchor="start")]
+    marks.append(svg.text(34, 38, _end(item.name, ends[0]), anchor="end"))
+    if baseline is not None:
+        at = x(baseline.value)
+        side = "start" if at < 90 else "end" if at > 550 else "middle"
+        marks += [svg.line(at, 23, at, 45, "baseline"), svg.text(at, 14, "a constant answer", anchor=side)]
+    height = 56
+    if words.has_interval(item):
+        marks.append(svg.rect(x(item.low), 29, max(2.0, x(item.high) - x(item.low)), 10, "band"))
+        if item.high - item.low < 0.15 * (ends[1] - ends[0]):
+            marks += _lens(item, x)
+            height = 124
+    marks.append(svg.dot(x(item.value), 34, 7, "value"))
+    return svg.picture(640, height, marks, label=_spoken(item), css="chart wide")
 
 
-def _end(item: Metric) -> str:
-    return words.percent(item.value) if words.metric(item.name).percent else words.plain(item.value)
+def _lens(item: Metric, x: svg.Scale) -> list[Markup]:
+    """Draw the interval again, large, under the place on the scale where it lies."""
+    width = item.high - item.low
+    middle = min(max(x(item.value), 210.0), 430.0)
+    near = svg.linear(item.low - 0.35 * width, item.high + 0.35 * width, middle - 200, middle + 200)
+    corners = [(x(item.low), 40), (x(item.high), 40), (middle + 200, 88), (middle - 200, 88)]
+    marks = [Markup('<polygon class="lens" points="{}"/>').format(" ".join(f"{a:.1f},{b}" for a, b in corners))]
+    marks += [svg.line(middle - 200, 94, middle + 200, 94, "rail")]
+    marks.append(svg.rect(near(item.low), 89, near(item.high) - near(item.low), 10, "band"))
+    marks.append(svg.dot(near(item.value), 94, 7, "value"))
+    marks += [
+        svg.text(near(item.low), 120, words.value(item, "low")),
+        svg.text(near(item.value), 120, words.value(item)),
+    ]
+    return [*marks, svg.text(near(item.high), 120, words.value(item, "high"))]
+
+
+def _end(name: str, end: float) -> str:
+    return words.percent(end) if words.metric(name).percent else words.plain(end)
 
 
 def difference(item: Compared, ends: tuple[float, float]) -> Markup:
@@ -90,7 +113,7 @@ def lines(curve: Curve) -> Markup:
         low, high = min(all_x, default=0.0), max(all_x, default=1.0)
     plot = Plot(40, 40, 348, 172, _log(low, high, curve.log_x), svg.linear(*ys, 172, 40))
     x_ticks = _x_ticks(low, high, curve.log_x)
-    marks = svg.axes(plot, x_ticks, svg.ticks(*ys, 4), x_label=curve.x_label, y_label=curve.y_label)
+    marks = svg.axes(plot, x_ticks, svg.ticks(*ys, 4), x_label=curve.x_label, y_label=curve.y_label, log_x=curve.log_x)
     if curve.chosen_x is not None:
         marks.append(svg.line(plot.x(curve.chosen_x), 40, plot.x(curve.chosen_x), 172, "baseline"))
     for place, series in enumerate(keep):
@@ -130,7 +153,7 @@ def _legend(names: Sequence[str], *, chosen: bool) -> list[Markup]:
 def reliability(calibration: Calibration) -> Markup:
     """Draw accuracy against confidence; on the diagonal, confidence can be taken at its word."""
     plot = Plot(40, 40, 300, 240, svg.linear(0, 1, 44, 296), svg.linear(0, 1, 240, 40))
-    stops = [0, 0.25, 0.5, 0.75, 1.0]
+    stops = svg.ticks(0, 1)
     marks = svg.axes(plot, stops, stops, x_label="confidence", y_label="share that was right")
     marks.append(svg.line(plot.x(0), plot.y(0), plot.x(1), plot.y(1), "diagonal"))
     total = max((item.count for item in calibration.bins), default=1)

@@ -44,10 +44,10 @@ def thumbnail(picture: Image, side: int = 112, *, quality: int = 78) -> str:
     return _uri(small, "WEBP", quality=quality, method=4)
 
 
-def overlay(picture: Image, heat: np.ndarray, side: int = 224, *, strength: float = 0.6) -> str:
+def overlay(picture: Image, heat: np.ndarray, side: int = 224, *, strength: float = 0.8) -> str:
     """Lay a heat map over a picture, and return it as a WebP data URI.
 
-    The warmer, the more it mattered; where the map is zero the picture shows through untouched.
+    The brighter, the more it mattered. The picture under it fades to grey, so that no colour is mistaken for heat.
 
     Args:
         picture: The picture, as the model saw it (same crop as the map).
@@ -63,10 +63,11 @@ def overlay(picture: Image, heat: np.ndarray, side: int = 224, *, strength: floa
     base = picture.convert("RGB")
     scale = side / max(base.size)
     size = (max(1, round(base.width * scale)), max(1, round(base.height * scale)))
-    base = base.resize(size, Image.Resampling.BICUBIC)
+    base = Image.blend(base, base.convert("L").convert("RGB"), 0.8).resize(size, Image.Resampling.BICUBIC)
     grey = np.clip(np.nan_to_num(heat), 0, 1).astype(np.float32)
     level = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR), float)[..., None]  # (H, W, 1)
-    mixed = np.asarray(base, float) * (1 - strength * level) + strength * level * colours(level[..., 0])
+    hot = colours(0.3 + 0.7 * level[..., 0])  # the darkest colours would look like shadow
+    mixed = np.asarray(base, float) * (1 - strength * level) + strength * level * hot
     return _uri(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), "WEBP", quality=80, method=4)
 
 

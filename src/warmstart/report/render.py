@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from markupsafe import Markup
 
 from warmstart.report import charts, pictures, svg, words
 from warmstart.report.facts import ClassCount, ClassResult, Compared, Facts
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 24
 """Tables of classes longer than this keep both ends."""
-STATUSES = {"ok": "nothing found", "note": "noted", "warning": "look at this", "blocking": "stops the run"}
+STATUSES = {"ok": "fine", "note": "noted", "warning": "look at this", "blocking": "stops the run"}
 VERDICTS = {"a": "", "b": "", "tie": "A tie. "}
 TITLES = {  # field of Facts → title, name in the navigation
     "data": ("The data", "Data"),
@@ -155,6 +158,8 @@ class Rows(Generic[Row]):
     largest: float = 1.0
     pictures: bool = False
     ap: bool = False
+    ends: tuple[float, float] = (0.0, 1.0)
+    """Common axis of the intervals."""
 
 
 def _ends(items: Sequence[Row], most: int = MOST_ROWS, first: int = 14) -> tuple[tuple[Row | None, ...], int]:
@@ -180,7 +185,9 @@ def _class_rows(classes: Sequence[ClassResult]) -> Rows[ClassResult]:
 
     ordered: list[ClassResult] = sorted(classes, key=goodness)
     rows, left_out = _ends(ordered)
-    return Rows(rows, left_out, ap=any(item.average_precision is not None for item in classes))
+    found = [number for item in classes for number in (item.low, item.recall) if number is not None]
+    low = math.floor(10 * min(found, default=0.0)) / 10  # the axis ends at 1 and begins at a round number
+    return Rows(rows, left_out, ap=any(item.average_precision is not None for item in classes), ends=(low, 1.0))
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,8 @@ class MetricTable:
 
     splits: tuple[str, ...]
     counts: dict[str, int]
-    rows: tuple[tuple[str, tuple[Metric | None, ...]], ...]
+    rows: tuple[tuple[str, tuple[Metric | None, ...], float], ...]
+    """Name, one metric per split, and the width of the widest interval of the row."""
 
 
 def _metric_table(metrics: Sequence[Metric]) -> MetricTable:
@@ -199,7 +207,11 @@ def _metric_table(metrics: Sequence[Metric]) -> MetricTable:
     counts: dict[str, int] = {}
     for item in metrics:
         counts.setdefault(item.split, item.n)
-    return MetricTable(splits, counts, tuple((name, tuple(found.get((name, s)) for s in splits)) for name in names))
+    rows = []
+    for name in names:
+        row = tuple(found.get((name, split)) for split in splits)
+        rows.append((name, row, max(item.high - item.low for item in row if item)))
+    return MetricTable(splits, counts, tuple(rows))
 
 
 def _attempt_axis(facts: Facts) -> dict[str, object]:
@@ -233,7 +245,7 @@ def card_rows(card: dict[str, object]) -> list[tuple[str, str]]:
         elif known:
             rows.append((name, str(known)))
         elif key == "licence" and card:
-            rows.append((name, "not known; ask its authors before you publish or sell"))
+            rows.append((name, "not known; ask its authors before you publish or sell the model"))
     spec = card.get("spec")
     if isinstance(spec, dict) and "image_size" in spec:
         rows.append(("Trained at", f"{spec['image_size']} × {spec['image_size']} pixels"))
@@ -250,18 +262,24 @@ def _difference(item: Compared) -> str:
 
 
 def _difference_interval(item: Compared) -> str:
-    return f"{_signed(item, item.low)} to {_signed(item, item.high)}"
+    return f"{_signed(item, item.low).removesuffix(' points')} to {_signed(item, item.high)}"
 
 
 def _signed(item: Compared, number: float) -> str:
     metric = Metric(item.metric, number, item.low, item.high, item.n, item.split)
-    written = words.value(metric).replace(" %", " points")
+    written = words.value(metric).replace(f"{words.NB}%", " points")
     return written if number < 0 else f"+{written}"
 
 
 def _capfirst(text: str) -> str:
-    """Start a sentence; names that begin with a capital or a symbol stay as they are."""
-    return text[:1].upper() + text[1:]
+    """Start a sentence with a capital, but leave names such as `lp_ft` or `timm/resnet50` as they are."""
+    first = text.partition(" ")[0]
+    return text if any(mark in first for mark in "_/=.") else text[:1].upper() + text[1:]
+
+
+def _breakable(path: str) -> Markup:
+    """Let a path break behind its separators."""
+    return Markup("<wbr>").join(re.findall(r"[^/_\-.]+[/_\-.]*|[/_\-.]+", path))
 
 
 @cache
@@ -294,5 +312,6 @@ def _environment() -> Environment:
         difference=_difference,
         difference_interval=_difference_interval,
         recall_metric=_recall_metric,
+        breakable=_breakable,
     )
     return environment

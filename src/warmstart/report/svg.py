@@ -103,11 +103,13 @@ def path(points: Sequence[tuple[float, float]], css: str) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(css, " ".join(steps))
 
 
-def axes(plot: Plot, xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_label: str) -> list[Markup]:
+def axes(
+    plot: Plot, xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_label: str, log_x: bool = False
+) -> list[Markup]:
     """Draw a grid with ticks and the names of both axes (the y name stands on top, to be read without turning)."""
     marks = [line(plot.left, plot.y(y), plot.right, plot.y(y), "grid") for y in ys]
     marks += [text(plot.left - 6, plot.y(y) + 3.5, tick(y, ys), anchor="end") for y in ys]
-    marks += [text(plot.x(x), plot.bottom + 15, tick(x, xs)) for x in xs]
+    marks += [text(plot.x(x), plot.bottom + 15, words.power(x) if log_x else tick(x, xs)) for x in xs]
     marks.append(line(plot.left, plot.bottom, plot.right, plot.bottom, "axis"))
     marks.append(text((plot.left + plot.right) / 2, plot.bottom + 31, x_label))
     marks.append(text(plot.left - 30, plot.top - 9, y_label, anchor="start"))

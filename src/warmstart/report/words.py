@@ -6,11 +6,15 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from warmstart.report.facts import Answer, Compared, Facts
 from warmstart.tasks import Metric
 
 MISSING = "–"
+NB = "\u00a0"
+"""No break between a number and its unit."""
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,28 @@ def _base(name: str) -> str | None:
     return max(found, key=len) if found else None
 
 
-def value(item: Metric, which: str = "value") -> str:
-    """Write a metric's value, low or high with the digits that its interval supports.
+def value(item: Metric, which: Literal["value", "low", "high"] = "value", *, width: float | None = None) -> str:
+    r"""Write a metric's value, low or high with the digits that its interval supports.
+
+    Args:
+        item: The metric.
+        which: Which of its three numbers.
+        width: Width of another interval whose digits to use, so that numbers in one row look alike.
 
     Example:
         >>> value(Metric("accuracy", 0.88312, 0.8767, 0.8894, 10000, "test"))
-        '88.3 %'
+        '88.3\xa0%'
     """
     word = metric(item.name)
     scale = 100.0 if word.percent else 1.0
-    digits = decimals(scale * (item.high - item.low), percent=word.percent)
-    return _number(scale * getattr(item, which), digits) + (" %" if word.percent else "")
+    digits = decimals(scale * (item.high - item.low if width is None else width), percent=word.percent)
+    return _number(scale * getattr(item, which), digits) + (f"{NB}%" if word.percent else "")
 
 
-def interval(item: Metric) -> str:
+def interval(item: Metric, *, width: float | None = None) -> str:
     """Write a metric's interval: `87.7 to 88.9 %`."""
-    low, high = value(item, "low"), value(item, "high")
-    return f"{low.removesuffix(' %')} to {high}"
+    low, high = value(item, "low", width=width), value(item, "high", width=width)
+    return f"{low.removesuffix(f'{NB}%')} to {high}"
 
 
 def has_interval(item: Metric) -> bool:
@@ -118,12 +127,12 @@ def has_interval(item: Metric) -> bool:
 
 
 def decimals(width: float, *, percent: bool = False) -> int:
-    """Return how many decimals an interval of this width supports: two digits of its half, one in percent."""
+    """Return how many decimals an interval of this width supports: enough to see its ends apart, no more."""
     if not math.isfinite(width) or width <= 0:
         return 1 if percent else 3
     if percent:
         return 0 if width >= 10 else 1 if width >= 0.3 else 2
-    return max(0, min(5, 1 - math.floor(math.log10(width / 2))))
+    return max(0, min(5, -math.floor(math.log10(width / 4))))
 
 
 def _number(number: float | None, digits: int) -> str:
@@ -139,12 +148,24 @@ def plain(number: float | None) -> str:
     if number == 0 or 0.001 <= abs(number) < 1e6:
         digits = 0 if number == 0 else max(0, 2 - math.floor(math.log10(abs(number))))
         return f"{number:,.{min(digits, 5)}f}".replace("-", "−")
-    return f"{number:.2e}".replace("-", "−")
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{mantissa} × {power(10.0 ** int(exponent))}".replace("-", "−")
+
+
+def power(number: float) -> str:
+    """Write a power of ten: `10⁻⁵`, and 0.01 to 100 as they are."""
+    if 0.01 <= number <= 100:
+        return f"{number:g}"
+    return "10" + str(round(math.log10(number))).translate(RAISED)
 
 
 def percent(fraction: float | None, digits: int = 0) -> str:
-    """Write a fraction as a percentage."""
-    return MISSING if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.{digits}f} %"
+    """Write a fraction as a percentage; nearly all is not all, so 0.999 is not written as 100 %."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    if 0.99 <= fraction < 1 and digits < 2:
+        return f"{min(99.9, 100 * fraction):.1f}{NB}%"
+    return f"{100 * fraction:.{digits}f}{NB}%"
 
 
 def count(number: int | None) -> str:
@@ -162,14 +183,14 @@ def seconds(duration: float | None) -> str:
     if duration is None or not math.isfinite(duration):
         return MISSING
     if duration < 9.95:
-        return f"{duration:.1f} s"
+        return f"{duration:.1f}{NB}s"
     whole = round(duration)
     if whole < 60:
-        return f"{whole} s"
+        return f"{whole}{NB}s"
     if whole < 3600:
-        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+        return f"{whole // 60}{NB}min" + (f"{NB}{whole % 60}{NB}s" if whole % 60 else "")
     minutes = round(duration / 60)
-    return f"{minutes // 60} h" + (f" {minutes % 60:02d} min" if minutes % 60 else "")
+    return f"{minutes // 60}{NB}h" + (f"{NB}{minutes % 60:02d}{NB}min" if minutes % 60 else "")
 
 
 def size(num_bytes: float | None) -> str:
@@ -179,9 +200,9 @@ def size(num_bytes: float | None) -> str:
     number = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+            return f"{number:.0f}{NB}{unit}" if unit == "B" or number >= 100 else f"{number:.1f}{NB}{unit}"
         number /= 1000
-    return f"{number:.1f} TB"
+    return f"{number:.1f}{NB}TB"
 
 
 def when(created: str) -> str:
