@@ -1,6 +1,6 @@
 """Do 95 % intervals hold the truth 95 % of the time, and how often does a model beat its equal?
 
-Run `python benchmarks/coverage.py`; it takes about four minutes on one core and writes coverage.json beside itself.
+Run `python benchmarks/coverage.py`; it takes about five minutes on one core and writes results/coverage.json.
 Test sets are drawn, stratified as our splits are, from populations whose true metrics are computed on 300,000 examples.
 Two models are equal when their outputs are exchangeable; their errors share a part, as those of real models do.
 """
@@ -27,7 +27,7 @@ from warmstart.tasks.regression import Numbers
 SIZES = (100, 300, 1000)
 SHARES = np.array([0.5, 0.3, 0.2])
 POPULATION = 300_000
-RESAMPLES = 400
+RESAMPLES = 300
 SHARED = np.sqrt(0.5)
 CLASSES = Classes("single", ("a", "b", "c"))
 LABELS = Classes("multi", ("a", "b", "c"))
@@ -93,13 +93,12 @@ def packed(values: np.ndarray, targets: np.ndarray, groups: np.ndarray, group_si
 
 
 SINGLE = (
-    "accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted",
+    "accuracy", "balanced_accuracy", "precision_macro", "f1_macro",
     "auroc", "average_precision", "log_loss", "brier", "ece",
 )  # fmt: skip
-SINGLE_COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "log_loss")
+SINGLE_COMPARED = ("accuracy", "f1_macro", "log_loss")
 STORIES = (
     Story("classes, accuracy 0.73", CLASSES, classes(2.0), SINGLE, SINGLE_COMPARED),
-    Story("classes, accuracy 0.90", CLASSES, classes(3.3), SINGLE, SINGLE_COMPARED),
     Story("classes, accuracy 0.98", CLASSES, classes(5.0), SINGLE, SINGLE_COMPARED),
     Story("classes in groups of 5", CLASSES, classes(3.3, group_size=5), SINGLE, SINGLE_COMPARED),
     Story(
@@ -137,14 +136,17 @@ def coverage(story: Story, num: int, simulations: int) -> dict[str, dict[str, fl
     }
 
 
-def false_wins(story: Story, num: int, simulations: int) -> dict[str, float]:
-    """Count how often one of two equal models is said to be better, either way."""
-    wins = dict.fromkeys(story.compared, 0)
+def false_wins(story: Story, num: int, simulations: int) -> dict[str, dict[str, float]]:
+    """Count how often, of two equal models, the first is said to be better, and how often either."""
+    verdicts: dict[str, list[str]] = {name: [] for name in story.compared}
     for (a, b), seed in samples(story, num, simulations):
         for name in story.compared:
             found = paired(story.task, a, b, metric=name, seed=seed, resamples=RESAMPLES)
-            wins[name] += found.verdict != "tie"
-    return {name: count / simulations for name, count in wins.items()}
+            verdicts[name].append(found.verdict)
+    return {
+        name: {"a": seen.count("a") / simulations, "either": 1 - seen.count("tie") / simulations}
+        for name, seen in verdicts.items()
+    }
 
 
 def samples(story: Story, num: int, simulations: int) -> Iterator[tuple[tuple[Predictions, Predictions], int]]:
@@ -157,7 +159,7 @@ def main() -> None:
     """Run all stories and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
     chosen = parser.parse_args()
     started = time.perf_counter()
     rows = []

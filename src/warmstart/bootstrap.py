@@ -43,6 +43,11 @@ class Design:
         """Count the units."""
         return sum(len(stratum) for stratum in self.strata)
 
+    @property
+    def freedom(self) -> int:
+        """Count units less strata, at least 1: how much the spread itself can be trusted."""
+        return max(self.num_units - len(self.strata), 1)
+
 
 def design(kind: TargetKind, targets: np.ndarray, groups: np.ndarray | None) -> Design:
     """Decide what is drawn: groups where there are any, stratified by class where units have one class each."""
@@ -76,7 +81,7 @@ def weights(drawn: Design, *, seed: int, resamples: int) -> Iterator[np.ndarray]
         yield counts if len(drawn.unit_of) == drawn.num_units else counts[drawn.unit_of]
 
 
-def interval(value: float, replicates: np.ndarray, *, scale: Scale, n: float) -> tuple[float, float]:
+def interval(value: float, replicates: np.ndarray, *, scale: Scale, n: float, freedom: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of a metric from its bootstrap replicates.
 
     The bootstrap says how large the spread is; the scale says how it lies about the value, which percentiles get wrong
@@ -89,21 +94,24 @@ def interval(value: float, replicates: np.ndarray, *, scale: Scale, n: float) ->
         replicates: The metric on each resample, NaN where it is not defined.
         scale: What values the metric takes.
         n: Number of examples that the metric rests on; decides where all resamples agree, as when all are right.
+        freedom: Units less strata, `Design.freedom`: few groups give a spread that is itself unsure. 0 means many.
 
     Shape:
         replicates: float64 (R,).
     """
     seen = replicates[np.isfinite(replicates)]
     spread = float(seen.std()) if len(seen) > 1 else 0.0
+    width = _quantile(freedom)
     if scale == "share":
         inside = spread > EPS and EPS < value < 1 - EPS
-        return wilson(value, value * (1 - value) / spread**2 if inside else n)
+        effective = value * (1 - value) / (spread * width / _quantile(0)) ** 2 if inside else n
+        return wilson(value, effective)
     if spread <= EPS * abs(value):
         return value, value
     if scale == "positive":
-        return _log_interval(value, spread)
+        return _log_interval(value, width * spread)
     if scale == "below_one":
-        low, high = _log_interval(1 - value, spread) if value < 1 else (0.0, 0.0)
+        low, high = _log_interval(1 - value, width * spread) if value < 1 else (0.0, 0.0)
         return 1 - high, 1 - low
     low, high = percentile(seen)
     if scale == "bias":
@@ -126,21 +134,23 @@ def wilson(share: float, n: float) -> tuple[float, float]:
         >>> round(low, 3), high
         (0.722, 1.0)
     """
-    z = _normal_quantile()
+    z = _quantile(0)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def _log_interval(value: float, spread: float) -> tuple[float, float]:
-    factor = float(np.exp(min(_normal_quantile() * spread / value, 50.0)))
+def _log_interval(value: float, half: float) -> tuple[float, float]:
+    factor = float(np.exp(min(half / value, 50.0)))
     return value / factor, value * factor
 
 
-def _normal_quantile() -> float:
-    from scipy.special import ndtri
+def _quantile(freedom: int) -> float:
+    """Return how many spreads a two-sided 95 % interval reaches: Student's t, or normal for 0 degrees of freedom."""
+    from scipy.special import ndtri, stdtrit
 
-    return float(ndtri(0.5 + LEVEL / 2))
+    tail = 0.5 + LEVEL / 2
+    return float(stdtrit(freedom, tail) if freedom else ndtri(tail))
 
 
 def _joined(strata: list[np.ndarray]) -> tuple[np.ndarray, ...]:

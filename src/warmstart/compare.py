@@ -11,9 +11,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from warmstart import bootstrap, evaluate
+from warmstart import bootstrap
 from warmstart import metrics as measures
 from warmstart.errors import DataError, RecipeError, closest
+from warmstart.evaluate import checked, default_metric
 from warmstart.tasks import Predictions, Task
 
 Verdict: TypeAlias = Literal["a", "b", "tie"]
@@ -78,7 +79,7 @@ def paired(
         RecipeError: The task has no such metric.
     """
     specs = {spec.name: spec for spec in task.metrics()}
-    name = metric or evaluate.default_metric(task).name
+    name = metric or default_metric(task).name
     if name not in specs:
         raise RecipeError(f"unknown metric {name!r}", closest(name, specs))
     a, b, targets = _aligned(a, b)
@@ -133,7 +134,7 @@ def _aligned(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions, 
         )
         raise DataError(problem, "predict with both models on the same split")
     a, b = a.take(np.argsort(a.index, kind="stable")), b.take(np.argsort(b.index, kind="stable"))
-    targets, others = evaluate.checked(a, "a"), evaluate.checked(b, "b")
+    targets, others = checked(a, "a"), checked(b, "b")
     if not np.array_equal(targets, others):
         raise DataError(
             f"a and b have different targets for {int((targets != others).sum())} of {len(targets)} examples",
@@ -149,7 +150,7 @@ def _judged(difference: float, replicates: np.ndarray, drawn: bootstrap.Design) 
     """
     from scipy.stats import t
 
-    freedom = drawn.num_units - len(drawn.strata)
+    freedom = drawn.freedom
     spread = float(replicates.std()) if len(replicates) > 1 else 0.0
     if freedom < FEWEST or spread <= bootstrap.EPS:
         clear = freedom >= FEWEST and abs(difference) > bootstrap.EPS

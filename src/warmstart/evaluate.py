@@ -98,7 +98,10 @@ def metrics(
         if name in point and np.isfinite(point[name][0]):
             rests_on = _rests_on(task, name, targets, drawn)
             value = float(point[name][0])
-            found.append(_metric(name, value, replicates[name], n=len(targets), rests_on=rests_on, split=split))
+            low, high = bootstrap.interval(
+                value, replicates[name], scale=measures.scale(name), n=rests_on, freedom=drawn.freedom
+            )
+            found.append(Metric(name, value, min(low, value), max(high, value), len(targets), split))
     return found
 
 
@@ -125,7 +128,9 @@ def per_class(
         n = int(rests_on[name][row, 0])
         if n == 0:
             return None
-        return _metric(name, float(scores[name][row, 0]), replicates[name][row], n=n, rests_on=n, split=split)
+        value = float(scores[name][row, 0])
+        low, high = bootstrap.interval(value, replicates[name][row], scale="share", n=n, freedom=drawn.freedom)
+        return Metric(name, value, min(low, value), max(high, value), n, split)
 
     return tuple(
         ClassRow(
@@ -292,8 +297,3 @@ def _rests_on(task: Task, name: str, targets: np.ndarray, drawn: bootstrap.Desig
     units = np.array([len(np.unique(drawn.unit_of[column])) for column in labels.T])
     units = units[units > 0]
     return float(len(units) ** 2 / (1 / units).sum()) if len(units) else drawn.num_units
-
-
-def _metric(name: str, value: float, replicates: np.ndarray, *, n: int, rests_on: float, split: str) -> Metric:
-    low, high = bootstrap.interval(value, replicates, scale=measures.scale(name), n=rests_on)
-    return Metric(name, value, min(low, value), max(high, value), n, split)
