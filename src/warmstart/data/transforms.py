@@ -206,7 +206,7 @@ def to_tensor(picture: Image) -> Tensor:
     """
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)))  # (H, W, 3) → (3, H, W)
+    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())  # (H, W, 3) → (3, H, W)
 
 
 def random_box(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
