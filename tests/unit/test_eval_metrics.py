@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -36,7 +37,7 @@ def multi(num: int, labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ece(confidence: np.ndarray, right: np.ndarray) -> float:
     edges = np.linspace(0, 1, 16)
-    inside = [(confidence > low) & (confidence <= high) for low, high in zip(edges, edges[1:], strict=False)]
+    inside = [(confidence > low) & (confidence <= high) for low, high in itertools.pairwise(edges)]
     return sum(abs(right[rows].mean() - confidence[rows].mean()) * rows.mean() for rows in inside if rows.any())
 
 
@@ -154,7 +155,7 @@ def test_a_class_without_test_examples_is_left_out_of_averages():
     found = metrics.measure("single", values, targets)(np.ones((200, 1)))
     ones = [sk.roc_auc_score(targets == c, values[:, c]) for c in range(3)]
     assert found["auroc"][0] == pytest.approx(np.mean(ones))
-    present = [c for c in range(3)]
+    present = list(range(3))
     recall = sk.recall_score(targets, values.argmax(axis=1), labels=present, average="macro")
     assert found["balanced_accuracy"][0] == pytest.approx(recall)
 
