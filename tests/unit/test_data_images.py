@@ -118,10 +118,10 @@ def test_alpha_is_composed_on_white() -> None:
 
 def test_one_transparent_colour_of_grey_and_rgb_png() -> None:
     grey = encoded(PIL.Image.fromarray(GREY), "PNG", transparency=int(GREY[2, 3]))
-    np.testing.assert_array_equal(pixels(grey), grey_to_rgb(np.where(GREY == GREY[2, 3], 255, GREY)))
+    np.testing.assert_array_equal(pixels(grey), grey_to_rgb(np.where(GREY[2, 3] == GREY, 255, GREY)))
     rgb = encoded(PIL.Image.fromarray(RGB), "PNG", transparency=tuple(int(v) for v in RGB[2, 3]))
     expected = RGB.copy()
-    expected[(RGB == RGB[2, 3]).all(axis=2)] = 255
+    expected[(RGB[2, 3] == RGB).all(axis=2)] = 255
     np.testing.assert_array_equal(pixels(rgb), expected)
 
 
@@ -302,7 +302,7 @@ def test_bombs_are_refused_before_they_are_decoded_and_without_warnings() -> Non
             images.open_picture(bomb)
         with pytest.raises(images.Unreadable, match="truncated"):
             images.open_picture(png(10_000, 10_000, 1, 0, b""))  # between Pillow's warning and its error
-        with pytest.raises(images.Unreadable, match="9 × 14|14 × 9"):
+        with pytest.raises(images.Unreadable, match="14 × 9 pixels"):
             images.open_picture(RGB, max_pixels=100)
     assert caught == []
     assert before == PIL.Image.MAX_IMAGE_PIXELS

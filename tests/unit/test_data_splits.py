@@ -135,7 +135,7 @@ def test_groups_keep_class_proportions_as_well_as_scikit_learn() -> None:
     ours = splits.make(data, seed=0, val_fraction=0.0)
     theirs = [rows for _, rows in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(targets, targets, groups)]
     assert abs(len(ours.test) / len(targets) - 0.2) < 0.01
-    assert distance(ours.test) <= max(0.01, max(distance(rows) for rows in theirs))
+    assert distance(ours.test) <= max(0.01, *(distance(rows) for rows in theirs))
     sizes = np.bincount(groups)
     assert sizes[np.unique(groups[ours.test])].mean() == pytest.approx(sizes.mean(), rel=0.1), "not only small groups"
 
@@ -252,14 +252,18 @@ LONELY = np.array([0] * 50 + [1] * 50 + [2])
         (
             dataset(LONELY),
             {},
-            "1 classes of photos have one example, which cannot be in train and in test ('c2')\n"
-            "  fix: add examples to these classes, or remove them",
+            (
+                "1 classes of photos have one example, which cannot be in train and in test ('c2')\n"
+                "  fix: add examples to these classes, or remove them"
+            ),
         ),
         (
             dataset(np.arange(40) % 2, groups=np.array(["a", "b"] * 20)),
             {},
-            "2 groups cannot fill 3 splits, a group must not be on both sides\n"
-            "  fix: name a finer group column, or set data.test_fraction=0",
+            (
+                "2 groups cannot fill 3 splits, a group must not be on both sides\n"
+                "  fix: name a finer group column, or set data.test_fraction=0"
+            ),
         ),
         (
             dataset(np.arange(40) % 2, given_split=given_by("val", "test", each=20)),

@@ -37,7 +37,7 @@ def is_archive(path: Path) -> bool:
 
 
 def safe_extract(archive: Path, folder: Path) -> None:
-    """Unpack a .zip or .tar into a folder; everything is checked before anything is written.
+    """Unpack a .zip or .tar into a folder; what its headers say is checked before anything is written.
 
     Links inside the archive become copies of what they point to. Permissions and owners are not kept.
 

@@ -110,7 +110,7 @@ class EvalTransform:
         """False: no generator is asked for anything."""
         return False
 
-    def __call__(self, picture: Image, rng: np.random.Generator | None = None) -> Tensor:  # noqa: ARG002 the protocol's
+    def __call__(self, picture: Image, rng: np.random.Generator | None = None) -> Tensor:
         """Return the pixels; `rng` has no effect."""
         return to_tensor(self.geometry(picture))
 
