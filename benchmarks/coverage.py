@@ -19,7 +19,7 @@ import numpy as np
 from warmstart import metrics, runtime
 from warmstart.compare import paired
 from warmstart.data import TargetKind
-from warmstart.evaluate import metrics as evaluated
+from warmstart.evaluation import metrics as evaluated
 from warmstart.tasks import Predictions, Task
 from warmstart.tasks.classification import Classes
 from warmstart.tasks.regression import Numbers

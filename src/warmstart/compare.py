@@ -14,7 +14,7 @@ import numpy as np
 from warmstart import bootstrap
 from warmstart import metrics as measures
 from warmstart.errors import DataError, RecipeError, closest
-from warmstart.evaluate import checked, default_metric
+from warmstart.evaluation import checked, default_metric
 from warmstart.tasks import Predictions, Task
 
 Verdict: TypeAlias = Literal["a", "b", "tie"]
@@ -70,7 +70,7 @@ def paired(
         task: A bound task.
         a: Predictions of the first model.
         b: Predictions of the second one, on the same rows in any order.
-        seed: Of the resampling, stratified and grouped as in `evaluate.metrics`.
+        seed: Of the resampling, stratified and grouped as in `evaluation.metrics`.
         metric: Name of the metric; the task's default without it.
         resamples: Bootstrap resamples.
 

@@ -11,7 +11,7 @@ from scipy.stats import binom, ttest_rel
 from warmstart import tasks
 from warmstart.compare import Comparison, cheaper_wins_ties, mcnemar, paired
 from warmstart.errors import DataError, RecipeError
-from warmstart.evaluate import metrics
+from warmstart.evaluation import metrics
 from warmstart.tasks import Predictions
 from warmstart.tasks.classification import Classes
 from warmstart.tasks.regression import Numbers

@@ -16,7 +16,7 @@ from sklearn.calibration import calibration_curve
 
 from warmstart import bootstrap, calibrate
 from warmstart.errors import DataError, TrainingError
-from warmstart.evaluate import (
+from warmstart.evaluation import (
     calibration,
     confusion,
     constant,
@@ -343,7 +343,7 @@ def test_the_constant_answer_is_that_of_a_dummy():
 
 
 def test_many_classes_keep_their_time(monkeypatch):
-    from warmstart import evaluate as module
+    from warmstart import evaluation as module
 
     monkeypatch.setattr(module, "RANKED_CELLS", 1)
     monkeypatch.setattr(module, "FEWEST", 50)
