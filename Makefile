@@ -18,7 +18,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.13 python3.11 python3,\
 	$(if $(filter yes,$(shell $(name) -c '$(USABLE)' 2>/dev/null && echo yes)),$(name))))
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo test check check-format check-lint check-types check-layers fix bench clean
 
 demo: $(USE)
 	@$(BIN)/python examples/demo_data.py demo/solar-cells
@@ -31,10 +31,18 @@ demo: $(USE)
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV)
+check: check-format check-lint check-types check-layers
+
+check-format: $(DEV)
 	@$(BIN)/ruff format --check .
+
+check-lint: $(DEV)
 	@$(BIN)/ruff check .
+
+check-types: $(DEV)
 	@$(BIN)/mypy
+
+check-layers: $(DEV)
 	@$(BIN)/lint-imports --no-logo
 
 fix: $(DEV)
