@@ -394,7 +394,7 @@ def _type_of(key: str, values: Mapping[str, object]) -> object:
 def _convert(key: str, value: object, wanted: object) -> object:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    if value is None or value == "none" and type(None) in getattr(wanted, "__args__", ()):
+    if value is None or (value == "none" and type(None) in getattr(wanted, "__args__", ())):
         return None
     try:
         adapter: TypeAdapter[object] = TypeAdapter(wanted, config=ConfigDict(strict=False))
@@ -402,13 +402,17 @@ def _convert(key: str, value: object, wanted: object) -> object:
     except ValidationError as error:
         allowed = error.errors()[0].get("ctx", {}).get("expected")
         expected = allowed or _type_name(wanted)
-        raise RecipeError(f"{key}={value!r} does not fit (expected {expected})", _example(key, value, wanted)) from error
+        raise RecipeError(
+            f"{key}={value!r} does not fit (expected {expected})", _example(key, value, wanted)
+        ) from error
 
 
 def _example(key: str, value: object, wanted: object) -> str:
     """Return an override of this key that would be accepted."""
     choices = [part for part in getattr(wanted, "__args__", ()) if part is not type(None)]
-    literals = [part for choice in (wanted, *choices) for part in getattr(choice, "__args__", ()) if isinstance(part, str)]
+    literals = [
+        part for choice in (wanted, *choices) for part in getattr(choice, "__args__", ()) if isinstance(part, str)
+    ]
     if literals:
         return f"{key}={closest(str(value), literals).partition(chr(39))[2].partition(chr(39))[0] or literals[0]}"
     kinds = [wanted, *choices]

@@ -77,7 +77,7 @@ def solve(
     *,
     train: np.ndarray,
     folds: Sequence[Fold],
-    sample_weights: np.ndarray | None = None,
+    output_weights: np.ndarray | None = None,
 ) -> Solved:
     """Solve the head on the rows `train`, with the regularisation that does best on the folds.
 
@@ -88,17 +88,27 @@ def solve(
         train: Rows of the final head.
         folds: (train, val) rows to choose the regularisation by; one pair, or several for cross-validation. With
             none, `identity` uses exact leave-one-out and the others the middle of the grid.
-        sample_weights: Weight of each row in the loss; None means 1.
+        output_weights: Weights of classes in the loss; for `sigmoid`, of each label's positive examples. No effect on
+            `identity`.
 
     Shape:
-        features: float32 (N, D). targets: float32 (N, C). sample_weights: float32 (N,).
+        features: float32 (N, D). targets: float32 (N, C). output_weights: float (C,).
     """
-    weights = np.ones(len(features), np.float32) if sample_weights is None else sample_weights.astype(np.float32)
+    weights = _element_weights(link, targets, output_weights)
     count = 1 if features.size < SMALL else runtime.num_cpus()
     with runtime.threads(count):
         if link == "identity":
-            return _solve_ridge(features, targets, weights, train, folds)
+            return _solve_ridge(features, targets, train, folds)
         return _solve_path(link, features, targets, weights, train, folds)
+
+
+def _element_weights(link: Link, targets: np.ndarray, output_weights: np.ndarray | None) -> np.ndarray:
+    """Return the weight of each row's loss for each output, float32 (N, 1) or (N, C)."""
+    if output_weights is None or link == "identity":
+        return np.ones((len(targets), 1), np.float32)
+    if link == "softmax":
+        return (targets @ output_weights)[:, None].astype(np.float32)
+    return (targets * output_weights + (1.0 - targets)).astype(np.float32)
 
 
 def _solve_path(
@@ -136,7 +146,7 @@ class _Problem:
         self.mean, self.scale = standardisation(features[rows])
         self.features = (features[rows] - self.mean) * self.scale
         self.targets = targets[rows].astype(np.float32)
-        self.weights = weights[rows] / weights[rows].sum()
+        self.weights = weights[rows] / len(rows)
         shape = (targets.shape[1], features.shape[1] + 1)
         self.start = np.zeros(shape)
         self.last: Solved | None = None
@@ -163,30 +173,33 @@ class _Problem:
         weight, bias = parameters[:, :-1], parameters[:, -1]
         outputs = self.features @ weight.T + bias  # (N, C)
         losses, slopes = _loss_and_slope(self.link, outputs, self.targets)
-        slopes *= self.weights[:, None]
+        slopes *= self.weights
         gradient = np.empty(self.start.shape)
         gradient[:, :-1] = slopes.T @ self.features + l2 * weight
         gradient[:, -1] = slopes.sum(0)
-        return float(self.weights @ losses + 0.5 * l2 * np.vdot(weight, weight)), gradient.ravel()
+        return float((self.weights * losses).sum() + 0.5 * l2 * np.vdot(weight, weight)), gradient.ravel()
 
 
 def _loss_and_slope(link: Link, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return per-row losses (N,) and their derivative by the outputs (N, C)."""
+    """Return losses, (N, 1) for softmax and (N, C) else, and their derivative by the outputs (N, C)."""
+    from scipy.special import expit
+
     if link == "softmax":
         shifted = outputs - outputs.max(1, keepdims=True)
         exponents = np.exp(shifted)
         total = exponents.sum(1, keepdims=True)
-        losses = np.log(total[:, 0]) * targets.sum(1) - (targets * shifted).sum(1)
-        return losses, exponents / total * targets.sum(1, keepdims=True) - targets
-    losses = np.logaddexp(0.0, outputs) - targets * outputs
-    return losses.mean(1), (1.0 / (1.0 + np.exp(-outputs)) - targets) / outputs.shape[1]
+        losses = np.log(total) - (targets * shifted).sum(1, keepdims=True)
+        return losses, exponents / total - targets
+    num = outputs.shape[1]
+    losses = (np.logaddexp(0.0, outputs) - targets * outputs) / num
+    return losses, (expit(outputs) - targets) / num
 
 
 def _mean_loss(link: Link, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
     if not len(outputs):
         return 0.0
     losses, _ = _loss_and_slope(link, outputs, targets)
-    return float(np.average(losses, weights=weights))
+    return float((losses * weights).sum() / len(outputs))
 
 
 def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,11 +215,9 @@ def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _solve_ridge(
-    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, train: np.ndarray, folds: Sequence[Fold]
-) -> Solved:
+def _solve_ridge(features: np.ndarray, targets: np.ndarray, train: np.ndarray, folds: Sequence[Fold]) -> Solved:
     """Choose l2 by the one validation set given, else by exact leave-one-out over the training rows."""
-    ridge = _Ridge(features[train], targets[train], weights[train])
+    ridge = _Ridge(features[train], targets[train])
     single = len(folds) == 1
     out_of_fold = np.full((len(features), targets.shape[1]), np.nan, np.float32)
     rows = folds[0][1] if single else train
@@ -214,7 +225,7 @@ def _solve_ridge(
     path = []
     for l2 in RIDGE_L2S:
         outputs = ridge.solved(l2).outputs(features[rows]) if single else ridge.leave_one_out(l2)
-        loss = float(np.average(((outputs - targets[rows]) ** 2).mean(1), weights=weights[rows]))
+        loss = float(((outputs - targets[rows]) ** 2).mean())
         path.append((l2, loss))
         if loss < best[0]:
             best = (loss, l2)
@@ -224,30 +235,28 @@ def _solve_ridge(
 
 
 class _Ridge:
-    """Weighted ridge regression for every l2 from one singular value decomposition."""
+    """Ridge regression for every l2 from one singular value decomposition."""
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
         self.mean, self.scale = standardisation(features)
-        self.root = np.sqrt(weights / weights.sum())[:, None].astype(np.float64)
-        centred = (features.astype(np.float64) - self.mean) * self.scale
-        self.offset = (self.root**2 * centred).sum(0)
-        self.target_mean = (self.root**2 * targets).sum(0)
+        scaled = (features.astype(np.float64) - self.mean) * self.scale / np.sqrt(len(features))
         self.targets = targets.astype(np.float64)
-        self.left, self.values, self.right = np.linalg.svd(self.root * (centred - self.offset), full_matrices=False)
-        self.projected = self.left.T @ (self.root * (self.targets - self.target_mean))  # (R, K)
+        self.target_mean = self.targets.mean(0)
+        self.left, self.values, self.right = np.linalg.svd(scaled, full_matrices=False)
+        self.projected = self.left.T @ (self.targets - self.target_mean)  # (R, K)
 
     def solved(self, l2: float) -> Solved:
         """Return the head for one l2."""
-        shrunk = self.values / (self.values**2 + l2)
+        shrunk = self.values / (self.values**2 + l2) / np.sqrt(len(self.targets))
         weight = (self.right.T @ (shrunk[:, None] * self.projected)).T  # (K, D)
-        bias = self.target_mean - weight @ self.offset
+        bias = self.target_mean
         empty = np.empty((0, len(bias)), np.float32)
         return Solved(weight.astype(np.float32), bias.astype(np.float32), self.mean, self.scale, l2, (), empty)
 
     def leave_one_out(self, l2: float) -> np.ndarray:
         """Return what the head fitted without each row says of that row, (N, K), without refitting."""
         shrink = self.values**2 / (self.values**2 + l2)
-        hat = (self.left**2 * shrink).sum(1) + self.root[:, 0] ** 2  # the last term is the intercept's own leverage
-        fitted = self.target_mean + (self.left @ (shrink[:, None] * self.projected)) / self.root
+        hat = (self.left**2 * shrink).sum(1) + 1 / len(self.targets)  # the last term is the intercept's own leverage
+        fitted = self.target_mean + self.left @ (shrink[:, None] * self.projected)
         residual = (self.targets - fitted) / np.maximum(1.0 - hat, 1e-9)[:, None]
         return (self.targets - residual).astype(np.float32)

@@ -118,6 +118,10 @@ class Task(Protocol):
         """Return targets as the loss wants them: int64 (N,), or float32 (N, C), or standardised float32 (N, K)."""
         ...
 
+    def soft_targets(self, targets: np.ndarray) -> np.ndarray:
+        """Return what the solver of the head fits, float32 (N, C): one-hot or multi-hot, smoothed; or the numbers."""
+        ...
+
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar; the mean over micro-batches is the loss of the batch."""
         ...

@@ -100,6 +100,12 @@ class Classes:
         assert dataset.targets is not None
         return dataset.targets.astype(np.float32 if self.kind == "multi" else np.int64)
 
+    def soft_targets(self, targets: np.ndarray) -> np.ndarray:
+        """Return one-hot or multi-hot targets, smoothed as in the loss."""
+        multi = self.kind == "multi"
+        hot = targets if multi else np.eye(self.num_outputs, dtype=np.float32)[targets]
+        return hot * (1 - self.label_smoothing) + self.label_smoothing / (2 if multi else self.num_outputs)
+
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy, or binary cross-entropy averaged over labels.
 

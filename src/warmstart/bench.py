@@ -1,0 +1,182 @@
+"""A backbone on the bench: loaded, framed, and able to give frozen values of any rows; and what the loop is fed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from warmstart import sources
+from warmstart.data import Batch, loading, transforms
+from warmstart.extract import Extracted, extract
+from warmstart.models import Backbone, Card
+from warmstart.models.model import Model
+from warmstart.prepare import Prepared
+from warmstart.session import Session
+from warmstart.strategies import Group, deepest_cut
+from warmstart.tasks import Predictions
+from warmstart.trained import Framing
+
+if TYPE_CHECKING:
+    from warmstart.data.transforms import Transform
+
+EVAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded backbone at an input size, with everything that tuning it needs."""
+
+    session: Session
+    data: Prepared
+    backbone: Backbone
+    card: Card
+    framing: Framing
+
+    def values(self, rows: np.ndarray, cut: int, transform: Transform, *, view: int = 0) -> Extracted:
+        """Compute the frozen prefix for rows, or read it from the cache."""
+        session = self.session
+        with session.stage("features") as advance:
+            return extract(
+                self.data.dataset,
+                rows,
+                backbone=self.backbone,
+                card=self.card,
+                cut=cut,
+                transform=transform,
+                cache=session.cache,
+                view=view,
+                seed=session.recipe.seed,
+                workers=session.workers,
+                device=session.device,
+                content_hashes=self.data.hashes,
+                progress=advance,
+            )
+
+    def plain(self) -> Transform:
+        """Return the transform of validation and prediction."""
+        framing = self.framing
+        return transforms.for_eval(
+            self.backbone.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
+        )
+
+    def augmented(self, default: str) -> Transform:
+        """Return the transform of training pictures."""
+        framing, augment = self.framing, self.session.recipe.data.augment or default
+        return transforms.for_train(
+            self.backbone.spec,
+            image_size=framing.image_size,
+            resize=framing.resize,
+            fit=framing.fit,
+            augment=augment,  # type: ignore[arg-type]
+        )
+
+
+def load(session: Session, data: Prepared, backbone_name: str, image_size: int) -> Bench:
+    """Put a backbone on the bench at an input size.
+
+    Raises:
+        SourceError: The weights are not here.
+    """
+    with session.stage("load"):
+        backbone, card = sources.load(backbone_name)
+        backbone.to(session.device)  # type: ignore[attr-defined]
+    framing = Framing(image_size, session.recipe.data.resize, session.recipe.data.fit)
+    return Bench(session, data, backbone, card, framing)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What the loop is fed: batches of train in the order of (seed, epoch), and val.
+
+    Where the frozen prefix is deep enough to be worth keeping, its values come from the cache; else pixels do, and
+    the cut is 0.
+    """
+
+    place: Bench
+    model: Model
+    train: np.ndarray
+    val: np.ndarray
+    cut: int
+    views: tuple[Extracted, ...] = ()
+    """Prefix values of train, one per view; empty when the loop is fed pixels."""
+    held_out: Extracted | None = None
+
+    @staticmethod
+    def open(place: Bench, model: Model, groups: Sequence[Group], train: np.ndarray, val: np.ndarray) -> Feed:
+        """Decide between prefix and pixels, and fill the cache with the prefix."""
+        cut = deepest_cut(model, groups)
+        if cut == 0:
+            return Feed(place, model, train, val, 0)
+        views = [place.values(train, cut, place.plain())]
+        for view in range(1, place.session.recipe.data.views):
+            views.append(place.values(train, cut, place.augmented("standard"), view=view))
+        held_out = place.values(val, cut, place.plain()) if len(val) else None
+        return Feed(place, model, train, val, cut, tuple(views), held_out)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the batches of an epoch; the last one may be smaller."""
+        return math.ceil(len(self.train) / self.place.session.recipe.batch_size)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `start` on."""
+        session, size = self.place.session, self.place.session.recipe.batch_size
+        order = loading.epoch_order(len(self.train), seed=session.recipe.seed, epoch=epoch)
+        picks = [order[at : at + size] for at in range(0, len(order), size)][start:]
+        targets = self.place.data.targets
+        if self.views:
+            values = self.views[epoch % len(self.views)].values
+            for pick in picks:
+                rows = self.train[pick]
+                yield _batch(torch.from_numpy(np.asarray(values[pick])), targets[rows], rows).to(session.device)
+            return
+        stream = loading.batches(
+            self.place.data.dataset,
+            (self.train[pick] for pick in picks),
+            self.place.augmented("standard"),
+            seed=session.recipe.seed,
+            epoch=epoch,
+            workers=session.workers,
+        )
+        for pixels, rows in stream:
+            yield _batch(pixels, targets[rows], rows).to(session.device)
+
+    def predict(self) -> Predictions:
+        """Predict val with the model as it stands."""
+        if not len(self.val):
+            return predictions(self.place, self.val, np.zeros((0, self.place.data.task.num_outputs), np.float32))
+        self.model.eval()
+        parts = [self.val[at : at + EVAL_BATCH] for at in range(0, len(self.val), EVAL_BATCH)]
+        if self.held_out is not None:
+            held = self.held_out.values
+            stream: Iterator[torch.Tensor] = (
+                torch.from_numpy(np.asarray(held[at : at + EVAL_BATCH])) for at in range(0, len(self.val), EVAL_BATCH)
+            )
+        else:
+            workers = self.place.session.workers
+            found = loading.batches(
+                self.place.data.dataset, parts, self.place.plain(), seed=0, epoch=0, workers=workers
+            )
+            stream = (pixels for pixels, _ in found)
+        device = self.place.session.device
+        with torch.inference_mode():
+            outputs = torch.cat([self.model(inputs.to(device), self.cut).float().cpu() for inputs in stream]).numpy()
+        return predictions(self.place, self.val, outputs)
+
+
+def predictions(place: Bench, rows: np.ndarray, outputs: np.ndarray) -> Predictions:
+    """Turn the raw outputs for rows of the dataset into predictions with their targets."""
+    dataset = place.data.dataset
+    values = place.data.task.predict(torch.from_numpy(outputs)).numpy()
+    assert dataset.targets is not None
+    groups = None if dataset.groups is None else dataset.groups[rows]
+    return Predictions(outputs, values, rows, dataset.targets[rows], groups)
+
+
+def _batch(inputs: torch.Tensor, targets: np.ndarray, rows: np.ndarray) -> Batch:
+    return Batch(inputs, torch.from_numpy(targets), torch.from_numpy(rows))

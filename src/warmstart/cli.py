@@ -1,0 +1,269 @@
+"""argv → verb. Exit codes: 0 ok, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from warmstart import options
+from warmstart.errors import RecipeError, WarmstartError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From raw files to a proven fine-tuned model with one command.",
+)
+cache_app = typer.Typer(no_args_is_help=True, help="Features that were computed once and are kept.")
+app.add_typer(cache_app, name="cache")
+
+DataArgument = Annotated[str, typer.Argument(help="A folder of images, a table, or a recipe (.toml).")]
+WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+EXTRA = {
+    "recipe": "Recipe file to start from.",
+    "out": "Run folder; runs/NAME under the current folder when not given.",
+    "overwrite": "Throw away what the run folder holds and begin again.",
+    "cache_limit": "Most that the cache may hold, such as 20GB.",
+}
+
+
+def _flag_type(kind: object) -> Any:
+    """Return int, or str: durations, sizes and paths are words on a command line."""
+    parts = getattr(kind, "__args__", ())
+    return (int if int in parts else str) | None
+
+
+def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `options.Options`, so that they are written once."""
+    own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints = get_type_hints(verb, include_extras=True)
+    parameters = [p.replace(annotation=hints[p.name]) for p in own]
+    for name, kind in get_type_hints(options.Options).items():
+        if name == "overrides":
+            continue
+        text = EXTRA.get(name) or options.describe(name)
+        wanted: Any = bool if name == "overwrite" else _flag_type(kind)
+        flag = f"--{name.replace('_', '-')}"
+        annotation = Annotated[wanted, typer.Option(flag, help=text, show_default=False)]
+        default = False if name == "overwrite" else None
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+
+    def command(*args: object, **kwargs: object) -> None:
+        verb(*args, **kwargs)
+
+    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+@app.command()
+@with_options
+def run(
+    data: DataArgument, words: WordsArgument = None, json_: JsonFlag = False, quiet: QuietFlag = False, **given: Any
+) -> None:
+    """Go from raw files to a tested model and a report."""
+    from warmstart import workflow
+
+    _show_run(workflow.run(data, progress=_progress(quiet), **_given(given, words)), json_)
+
+
+@app.command()
+@with_options
+def finetune(
+    data: DataArgument, words: WordsArgument = None, json_: JsonFlag = False, quiet: QuietFlag = False, **given: Any
+) -> None:
+    """Fine-tune one backbone by one strategy and validate it; test stays sealed."""
+    from warmstart import workflow
+
+    _show_run(workflow.finetune(data, progress=_progress(quiet), **_given(given, words)), json_)
+
+
+@app.command()
+@with_options
+def audit(
+    data: DataArgument, words: WordsArgument = None, json_: JsonFlag = False, quiet: QuietFlag = False, **given: Any
+) -> None:
+    """Look for duplicates, leaks, unreadable files and wrong labels, without training."""
+    from warmstart import workflow
+
+    report = workflow.audit(data, progress=_progress(quiet), **_given(given, words))
+    if json_:
+        _print_json(report.to_json())
+    else:
+        _print(report.words())
+
+
+@app.command()
+def evaluate(
+    run_folder: RunArgument,
+    split: Annotated[str, typer.Option(help="val, or test: each opening of test is recorded.")] = "test",
+    again: Annotated[bool, typer.Option("--again", help="Open test although other weights have seen it.")] = False,
+    json_: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Compute the metrics of a run's model on one of its splits."""
+    from warmstart import workflow
+
+    metrics, openings = workflow.evaluate(run_folder, split=split, again=again, progress=_progress(quiet))
+    if json_:
+        _print_json({"run": str(run_folder), "openings": openings, "metrics": [vars(metric) for metric in metrics]})
+        return
+    for metric in metrics:
+        _print(f"{metric.name:24} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]  n={metric.n}")
+    if split == "test":
+        _print(f"test was opened {openings} time{'s' if openings != 1 else ''}")
+
+
+@app.command()
+def predict(
+    run_folder: RunArgument,
+    files: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Predict new pictures with a run's model."""
+    from warmstart import workflow
+
+    rows = workflow.predict(run_folder, files)
+    if json_:
+        _print_json({"run": str(run_folder), "predictions": rows})
+        return
+    for row in rows:
+        shown = row.get("error") or row["prediction"]
+        sure = f"  {row['confidence']:.3f}" if row.get("confidence") is not None else ""
+        _print(f"{row['file']}  {shown}{sure}")
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(run_folder: RunArgument, json_: JsonFlag = False) -> None:
+    """Write the report of a run again and print where it is."""
+    from warmstart import workflow
+
+    path = workflow.report(run_folder)
+    if json_:
+        _print_json({"run": str(run_folder), "report": str(path)})
+    else:
+        _print(str(path))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="backbones, strategies, tasks, readers or sources.")],
+    pattern: Annotated[str | None, typer.Argument(help="Only names that contain this.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """List what there is of a kind."""
+    from warmstart import catalogue
+
+    rows = catalogue.rows(kind, pattern or "")
+    if json_:
+        _print_json({kind: rows})
+        return
+    for row in rows:
+        _print(f"{row['name']:44} {row['about']}")
+
+
+@app.command()
+def show(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the first KEY=VALUE.")] = None,
+    words: WordsArgument = None,
+) -> None:
+    """Print a recipe as it would run, with the origin of every value."""
+    from warmstart import config
+
+    is_file = recipe is not None and "=" not in recipe
+    overrides = [*([recipe] if recipe is not None and not is_file else []), *(words or [])]
+    _print(config.read_recipe(recipe if is_file else None, overrides).to_toml())
+
+
+@app.command()
+def fetch(names: Annotated[list[str], typer.Argument(help="Backbones, as source/name.")]) -> None:
+    """Bring weights onto this machine, to use them offline."""
+    from warmstart import sources
+
+    for name in names:
+        source, rest = sources.find(name)
+        _print(f"{name}  {source.fetch(rest)}")
+
+
+@cache_app.command("info")
+def cache_info(json_: JsonFlag = False) -> None:
+    """Say where the cache is and what it holds."""
+    from warmstart.cache import Cache
+
+    info = Cache().info()
+    if json_:
+        _print_json(info.to_json())
+    else:
+        _print(info.words())
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Delete what the cache holds; it is computed again when needed."""
+    from warmstart.cache import Cache, size_text
+
+    _print(f"freed {size_text(Cache().clear())}")
+
+
+def main() -> None:
+    """Run the command line; every known error is two lines on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except RecipeError as error:
+        _fail(error, 2)
+    except WarmstartError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+def _fail(error: WarmstartError, code: int) -> None:
+    typer.echo(f"{type(error).__name__}: {error}", err=True)
+    sys.exit(code)
+
+
+def _given(given: dict[str, Any], words: list[str] | None) -> Any:
+    return {**given, "overrides": words or ()}
+
+
+def _progress(quiet: bool) -> Any:
+    from warmstart.progress import Silent
+
+    if quiet or not sys.stderr.isatty():
+        return Silent()
+    from warmstart.bars import Bars
+
+    return Bars()
+
+
+def _show_run(done: Any, json_: bool) -> None:
+    if json_:
+        _print_json(done.to_json())
+    else:
+        _print(done.words())
+
+
+def _print(text: str) -> None:
+    print(text)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=float))

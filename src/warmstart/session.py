@@ -1,0 +1,109 @@
+"""What lives while a command runs: the recipe, the run folder, the clock, and the decisions made so far.
+
+Whatever a measurement decides is written down before it is acted on, so a command that was killed and repeated
+decides the same and ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from warmstart import config, runtime
+from warmstart.cache import Cache
+from warmstart.config import Decision, Recipe, Sourced
+from warmstart.progress import Advance, Progress, Silent
+from warmstart.rundir import RunDir
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """One command at work on one run folder."""
+
+    sourced: Sourced
+    folder: RunDir
+    cache: Cache
+    progress: Progress = field(default_factory=Silent)
+    started: float = field(default_factory=time.monotonic)
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage of this invocation, in order."""
+    planned: dict[str, float] = field(default_factory=dict)
+    """Seconds that were forecast for a stage before it began."""
+    decisions: list[Decision] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the recipe as decided so far."""
+        return self.sourced.recipe
+
+    @property
+    def finished(self) -> bool:
+        """Say whether this run was finished by an earlier command."""
+        return self.folder.status == "done"
+
+    @property
+    def workers(self) -> int:
+        """Return how many threads decode pictures."""
+        return self.recipe.data.workers or runtime.num_cpus()
+
+    @property
+    def device(self) -> torch.device:
+        """Return where to compute."""
+        return runtime.pick_device(self.recipe.device)
+
+    def seconds(self) -> float:
+        """Return the wall time of this command so far."""
+        return time.monotonic() - self.started
+
+    def seconds_left(self) -> float:
+        """Return what the budget leaves; infinite without one."""
+        return float("inf") if self.recipe.budget is None else self.recipe.budget - self.seconds()
+
+    @contextmanager
+    def stage(self, name: str, *, planned: float | None = None) -> Iterator[Advance]:
+        """Time one stage and show its progress."""
+        if planned is not None:
+            self.planned[name] = self.planned.get(name, 0.0) + planned
+        begun = time.monotonic()
+        try:
+            yield self.progress.begin(name)
+        finally:
+            spent = time.monotonic() - begun
+            self.stages[name] = self.stages.get(name, 0.0) + spent
+            self.progress.end(name, spent)
+
+    def decide(self, key: str, decider: Callable[[], tuple[object, str]]) -> object:
+        """Return the recipe's value of a key; when it is open, decide once for this run and remember.
+
+        Args:
+            key: A dotted key of the recipe.
+            decider: Returns the value, JSON-ready, and the reason. Not called when the run has decided before.
+        """
+        given = config.get_key(self.recipe, key)
+        if given is not None:
+            return given
+        value, reason = self.remember(key, decider)
+        self.sourced = self.sourced.decide(key, value, reason)
+        self.decisions.append(Decision(key, value, reason))
+        return value
+
+    def remember(self, key: str, decider: Callable[[], tuple[object, str]]) -> tuple[object, str]:
+        """Return what this run decided about anything, deciding it when it has not."""
+        name = f"decide {key}"
+        known = self.folder.stage(name)
+        if known is None:
+            begun = time.monotonic()
+            value, reason = decider()
+            known = {"value": value, "reason": reason}
+            self.folder.finish_stage(name, known, seconds=time.monotonic() - begun)
+            log.info("%s = %s: %s", key, value, reason)
+        return known["value"], str(known["reason"])

@@ -1,0 +1,282 @@
+"""The verbs. Each reads as what it does, in the order in which it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Unpack
+
+from warmstart import config, options, trained
+from warmstart.cache import Cache, parse_size
+from warmstart.config import Sourced
+from warmstart.errors import RunError
+from warmstart.options import Options
+from warmstart.progress import Progress, Silent
+from warmstart.report.facts import Facts
+from warmstart.rundir import RunDir
+from warmstart.session import Session
+from warmstart.tasks import Metric
+
+if TYPE_CHECKING:
+    from warmstart.data import Dataset, Input
+    from warmstart.data.audit import AuditReport
+    from warmstart.trained import TrainedModel
+
+DEFAULT_BUDGET = 600.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, what it found, and the model."""
+
+    folder: Path
+    facts: Facts
+    seconds: float
+
+    @property
+    def model(self) -> TrainedModel:
+        """Load the model of this run."""
+        return trained.load(self.folder)
+
+    @property
+    def report(self) -> Path:
+        """Return the path of the report."""
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the metrics of the kept model, on test where it was opened."""
+        return self.facts.metrics
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `--json` prints."""
+        facts = self.facts.to_json()
+        return {
+            "run": str(self.folder),
+            "report": str(self.report),
+            "seconds": round(self.seconds, 3),
+            "planned_seconds": self.facts.answer.planned_seconds,
+            "decisions": facts["decisions"],
+            "metrics": facts["metrics"],
+        }
+
+    def words(self) -> str:
+        """Say the answer in a few lines."""
+        answer, metric = self.facts.answer, self.facts.answer.metric
+        assert metric is not None
+        return "\n".join(
+            (
+                f"{metric.name} {metric.value:.4f} on {metric.split}",
+                f"95 % interval {metric.low:.4f} to {metric.high:.4f}, n = {metric.n}",
+                f"{answer.backbone} at {answer.input_size} px, {answer.strategy}; {self.seconds:.0f} s",
+                f"report  {self.report}",
+                f"use it  warmstart predict {self.folder} FILE…",
+            )
+        )
+
+
+def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Run:
+    """Go from raw files to a tested model and a report.
+
+    Audit, split, features, a solved probe; LP-FT when the budget leaves room; keep what validates better, a tie to the
+    cheaper; test once. The same call after an interruption goes on.
+
+    Args:
+        data: A folder of images, a table, a recipe (.toml), or a dataset in memory.
+        progress: Who wants to see the stages.
+        given: See `options.Options`; `budget` is 10 minutes when not given.
+
+    Raises:
+        WarmstartError: With what to do about it.
+    """
+    from warmstart import choose, judge, plan, prepare, tune, writeup
+
+    with opened("run", data, given, progress) as session:
+        if session.finished:
+            return _finished(session)
+        session.decide("budget", lambda: (DEFAULT_BUDGET, "ten minutes unless told otherwise"))
+        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
+        probing = choose.choose(session, ready)  # one backbone and its input size; the race among many joins here
+        trials = [tune.tune(session, ready, probing)]
+        ready = prepare.audited(session, ready, choose.features(session, ready, probing))
+        candidate, reason = plan.second_trial(session, ready, trials[0])
+        if candidate is not None:
+            trials.append(tune.tune(session, ready, candidate))
+        winner, comparisons = choose.pick(session, ready, trials)
+        judged = judge.test_once(session, ready, winner)
+        facts = writeup.write(writeup.Story(session, ready, trials, winner, comparisons, judged, reason))
+        return Run(session.folder.path, facts, session.seconds())
+
+
+def finetune(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Run:
+    """Fine-tune one backbone by one strategy, and validate it; test stays sealed.
+
+    Args:
+        data: See `run`.
+        progress: Who wants to see the stages.
+        given: See `options.Options`; LP-FT when no strategy is given.
+
+    Raises:
+        WarmstartError: With what to do about it.
+    """
+    from warmstart import choose, judge, prepare, tune, writeup
+
+    with opened("finetune", data, given, progress) as session:
+        if session.finished:
+            return _finished(session)
+        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
+        candidate = choose.as_told(session)
+        trial = tune.tune(session, ready, candidate)
+        model = judge.save(session, ready, trial)
+        judged = judge.validated(session, ready, trial, model)
+        facts = writeup.write(writeup.Story(session, ready, [trial], trial, [], judged, "It is what was asked for."))
+        return Run(session.folder.path, facts, session.seconds())
+
+
+def audit(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> AuditReport:
+    """Look for duplicates, leaks, unreadable files and wrong labels, without training.
+
+    Raises:
+        WarmstartError: With what to do about it.
+    """
+    from warmstart import choose, prepare
+
+    given["duplicates"] = "allow"  # an audit reports overlaps; it does not stop at them
+    with scratch("audit", data, given, progress) as session:
+        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
+        return prepare.audited(session, ready, choose.features_if_any(session, ready)).report
+
+
+def evaluate(
+    run_folder: str | Path,
+    *,
+    split: Literal["val", "test"] = "test",
+    again: bool = False,
+    progress: Progress | None = None,
+) -> tuple[list[Metric], int]:
+    """Compute the metrics of a run's model on one of its splits; each opening of test is recorded.
+
+    Returns:
+        The metrics, and how often test was opened.
+
+    Raises:
+        RunError: No run here, or test was opened with other weights and `again` was not said.
+    """
+    from warmstart import judge, prepare
+
+    with reopened(run_folder, progress) as session:
+        ready = prepare.prepare(session)
+        judged = judge.reopen(session, ready, split=split, again=again)
+        return list(judged.metrics), judged.openings
+
+
+def predict(run_folder: str | Path, inputs: Sequence[Input | str]) -> list[dict[str, object]]:
+    """Predict new pictures; one that cannot be read gets an `error` in its row and stops nothing.
+
+    Returns:
+        For each input `file`, `prediction`, and for classes `confidence` and `probabilities`.
+    """
+    from warmstart.data import images
+
+    model = trained.load(run_folder)
+    rows: list[dict[str, object]] = [{"file": str(item) if isinstance(item, (str, Path)) else ""} for item in inputs]
+    good = []
+    for at, item in enumerate(inputs):
+        try:
+            good.append((at, images.open_picture(Path(item) if isinstance(item, str) else item)))
+        except images.Unreadable as error:
+            rows[at]["error"] = error.reason
+    values = model.predict_proba([picture for _, picture in good]) if good else ()
+    for (at, _), row in zip(good, values, strict=True):
+        rows[at] |= model.told(row)
+    return rows
+
+
+def report(run_folder: str | Path) -> Path:
+    """Draw the report of a run again from its facts.
+
+    Raises:
+        RunError: No finished run here.
+    """
+    import warmstart.report as reporting
+
+    folder = RunDir.load(run_folder).path
+    return reporting.write(reporting.read(folder), folder)
+
+
+@contextmanager
+def opened(verb: str, data: object, given: Options, progress: Progress | None) -> Iterator[Session]:
+    """Open the run folder of a command, and mark it failed when the command fails."""
+    started = time.monotonic()
+    path = data if isinstance(data, (str, Path)) else None
+    sourced = options.sourced(path, given)
+    fingerprint = f"{verb}-{config.fingerprint(sourced.recipe)}"
+    folder = _open_folder(verb, sourced, given, fingerprint, data)
+    with folder:
+        session = Session(sourced, folder, _cache(given), progress or Silent(), started)
+        yield session
+
+
+@contextmanager
+def scratch(verb: str, data: object, given: Options, progress: Progress | None) -> Iterator[Session]:
+    """Open a session whose folder is thrown away, for verbs that leave nothing behind."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="warmstart-") as place:
+        inside: Options = {**given, "out": Path(place) / verb}
+        with opened(verb, data, inside, progress) as session:
+            yield session
+
+
+@contextmanager
+def reopened(run_folder: str | Path, progress: Progress | None) -> Iterator[Session]:
+    """Open a finished run again with the recipe that it was run by."""
+    path = Path(run_folder)
+    looked_at = RunDir.load(path)
+    sourced = config.read_recipe(path / "recipe.toml")
+    with RunDir.open(path, recipe=sourced.to_toml(), fingerprint=looked_at.fingerprint) as folder:
+        yield Session(sourced, folder, Cache(), progress or Silent())
+
+
+def _open_folder(verb: str, sourced: Sourced, given: Options, fingerprint: str, data: object) -> RunDir:
+    """Open the folder that was named, else the first under runs/ that is this run's or free."""
+    toml, overwrite = sourced.to_toml(), bool(given.get("overwrite"))
+    out = given.get("out")
+    if out is not None:
+        return RunDir.open(out, recipe=toml, fingerprint=fingerprint, overwrite=overwrite)
+    name = _name(verb, sourced, data)
+    for number in range(1, 1000):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() or _is_run(path, fingerprint):
+            return RunDir.open(path, recipe=toml, fingerprint=fingerprint, overwrite=overwrite)
+    raise RunError(f"runs/ holds 999 runs named {name}", "--out DIR")
+
+
+def _is_run(path: Path, fingerprint: str) -> bool:
+    try:
+        return RunDir.load(path, finished=False).fingerprint == fingerprint
+    except RunError:
+        return False
+
+
+def _name(verb: str, sourced: Sourced, data: object) -> str:
+    recipe = sourced.recipe
+    where = Path(recipe.data.path).resolve().stem if recipe.data.path else getattr(data, "name", "data")
+    parts = [where, (recipe.backbone or "").rpartition("/")[2], recipe.strategy.name or ""]
+    return "-".join(part for part in parts if part) + ("" if verb == "run" else f"-{verb}")
+
+
+def _cache(given: Options) -> Cache:
+    limit = given.get("cache_limit")
+    return Cache(limit_bytes=None if limit is None else parse_size(limit, name="--cache-limit"))
+
+
+def _finished(session: Session) -> Run:
+    """Return what a finished run found; repeating its command costs nothing."""
+    import warmstart.report as reporting
+
+    facts = reporting.read(session.folder.path)
+    return Run(session.folder.path, facts, facts.answer.seconds)
