@@ -287,6 +287,7 @@ def test_reader_by_name_and_its_options(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"--image-column, --separator has no effect on {tmp_path}, which is read as image_folder\n  fix: leave it out"
     )
+    assert len(read.read(tmp_path, target_type="classes")) == 2, "a hint of the task binds readers that can use it"
 
 
 PICTURES = RNG.integers(0, 256, (4, 6, 6, 3), np.uint8)
@@ -334,8 +335,10 @@ def test_mixed_inputs(tmp_path: Path) -> None:
         ({"ids": ["a", "b", "a", "c"]}, "duplicate ids: a\n  fix: give every input its own id, or no ids"),
         (
             {"targets": [1.0, float("nan"), 2.0, None]},
-            "2 targets in column 'targets' are missing or NaN (row 2, row 4)\n"
-            + "  fix: fill them in, or remove those rows",
+            (
+                "2 targets in column 'targets' are missing or NaN (row 2, row 4)\n"
+                "  fix: fill them in, or remove those rows"
+            ),
         ),
         (
             {"inputs": [1, 2, 3, 4]},

@@ -46,7 +46,7 @@ def read(
         split_column: Column of splits.
         id_column: Column of unique ids.
         separator: Splits a target cell into several labels.
-        target_type: `classes` or `numbers`.
+        target_type: `classes` or `numbers`; has no effect on readers whose targets are classes anyway.
 
     Raises:
         DataError: The path does not exist, no reader matches, or the files cannot be a data set.
@@ -175,7 +175,7 @@ def _reader(path: Path, name: str | None, options: dict[str, str]) -> Reader:
     name = name or _matching(path)
     plugin = plugins.load("reader", name)
     known = {field.name for field in dataclasses.fields(plugin)}
-    strangers = [option for option in options if option not in known]
+    strangers = [option for option in options if option not in known and option != "target_type"]
     if strangers:
         shown = listed([f"--{option.replace('_', '-')}" for option in strangers])
         raise RecipeError(
@@ -184,7 +184,7 @@ def _reader(path: Path, name: str | None, options: dict[str, str]) -> Reader:
             if known
             else "leave it out",
         )
-    made = plugin(**options)
+    made = plugin(**{option: value for option, value in options.items() if option in known})
     assert isinstance(made, Reader)
     return made
 
