@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +147,7 @@ def _write_aside(aside: Path, chunks: Iterable[bytes | memoryview]) -> Written:
     state, total = hashlib.sha256(), 0
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        for chunk in chunks:
+        for chunk in _joined(chunks):
             _write(descriptor, chunk)
             state.update(chunk)
             total += len(chunk)
@@ -155,6 +155,20 @@ def _write_aside(aside: Path, chunks: Iterable[bytes | memoryview]) -> Written:
     finally:
         os.close(descriptor)
     return Written(state.hexdigest(), total)
+
+
+def _joined(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Join small chunks: a checkpoint of a thousand small tensors is a few writes, not a thousand."""
+    small = bytearray()
+    for chunk in chunks:
+        if len(chunk) < CHUNK // 4:
+            small += chunk
+        if len(small) >= CHUNK // 4 or len(chunk) >= CHUNK // 4:
+            yield bytes(small)
+            small.clear()
+        if len(chunk) >= CHUNK // 4:
+            yield chunk
+    yield bytes(small)
 
 
 def _write(descriptor: int, data: bytes | memoryview) -> None:

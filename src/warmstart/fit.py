@@ -327,7 +327,7 @@ def _result(job: _Job, gear: _Gear) -> FitResult:
 
 
 def _guard(job: _Job, gear: _Gear) -> None:
-    """Check what moved and what did not, and that the weights on disk are complete, before the fit calls itself done."""
+    """Check what moved, what did not, and what is on disk, before the fit calls itself done."""
     assert gear.state.best is not None
     guards.check_saved(gear.learned.parameters, gear.keeper.load_best(gear.state.best))
     tensors = {**gear.learned.tensors(), **gear.learned.frozen}
