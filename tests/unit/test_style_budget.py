@@ -84,10 +84,11 @@ def _catches_all(node: ast.ExceptHandler) -> bool:
 
 
 def code_in_files(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Find whatever could run code out of a file that a user gives."""
+    """Find whatever could run code out of a file that a user gives; an exception to catch may be imported."""
     for node in ast.walk(tree):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and not all(alias.name.endswith("Error") for alias in node.names):
+            modules.append(node.module or "")
         yield from ((node.lineno, f"imports {name}") for name in modules if name.split(".")[0] in UNSAFE_MODULES)
     for call, name in _calls(tree):
         if name in {"torch.save", "joblib.load", "joblib.dump", "eval", "exec", "yaml.load"}:
