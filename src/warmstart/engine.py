@@ -4,9 +4,10 @@ Between the engines lies a factor of two and more, and which one wins depends on
 it is measured, on the first pictures of the job itself, and remembered. An engine whose values differ from eager
 torch's by more than `TOLERANCE` of the largest value is not considered.
 
-The measurement counts in chunks of `CHUNK` pictures because the engines do: activations of a few pictures stay in the
-processor's cache, which is worth more than a large batch. The chunks that the winner computed in the measurement are
-exactly those that it would compute afterwards, so they are kept, and a run that is killed and repeated gets equal bits.
+On the CPU all of them work in chunks of `CHUNK` pictures, whose activations stay in the processor's cache: worth more
+than a large batch. ONNX Runtime computes one chunk per processor, which scales better than sharing every layer. Values
+depend on the chunk alone, not on batch size or threads; so what the winner computed in the measurement is kept, and a
+run that is killed and repeated gets equal bits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,13 +40,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EngineName = Literal["torch", "torch channels-last", "onnxruntime"]
-Run = Callable[[Tensor], np.ndarray]
+Submit = Callable[[Tensor], Callable[[], np.ndarray]]
+"""Starts to compute uint8 (B, 3, H, W), and returns how to wait for the float32 (B, …)."""
 
 FORMAT = 1
 TOLERANCE = 1e-4
 """Largest |difference| from eager torch, as a fraction of the largest |value|."""
 CHUNK = 8
-GPU_CHUNK = 256
+"""Pictures that are computed together on the CPU; a GPU gets batches as they come."""
 MEASURE_FROM = 128
 """Fewer pictures than this do not repay an export and a measurement."""
 
@@ -65,15 +68,22 @@ class Choice:
     """The engine that was chosen, why, and the values that the measurement already computed.
 
     Shape:
-        values: float32 (K, …), the first K pictures of the batch; K may be 0.
+        values: float32 (K, …), the first K pictures of the batch, or None.
     """
 
     name: EngineName
-    run: Run
-    """uint8 (B, 3, H, W) → float32 (B, …)."""
+    submit: Submit
     table: dict[str, Timing]
     reason: str
     values: np.ndarray | None = None
+
+    def run(self, pixels: Tensor) -> np.ndarray:
+        """Compute values and wait for them.
+
+        Shape:
+            pixels: uint8 (B, 3, H, W). Returns float32 (B, …).
+        """
+        return self.submit(pixels)()
 
 
 @dataclass(frozen=True)
@@ -140,16 +150,21 @@ def names(device: torch.device) -> tuple[EngineName, ...]:
     return ("torch", "torch channels-last", "onnxruntime") if device.type == "cpu" else ("torch", "torch channels-last")
 
 
+def batch_size(stated: int, device: torch.device) -> int:
+    """Return how many pictures to hand over at once: on the CPU at least two chunks for every processor."""
+    if device.type != "cpu":
+        return stated
+    return -(-max(stated, 2 * CHUNK * _threads()) // CHUNK) * CHUNK
+
+
 def _measure(prefix: Prefix, batch: Tensor, folder: Path) -> Choice:
-    size = _chunk(prefix.device)
-    chunks = [batch[:size], batch[size : 2 * size] if len(batch) >= 2 * size else batch[:size]]
-    runs: dict[EngineName, Run] = {}
-    values: dict[EngineName, list[np.ndarray]] = {}
+    built: dict[EngineName, Submit] = {}
+    values: dict[EngineName, np.ndarray] = {}
     table: dict[str, Timing] = {}
     for name in names(prefix.device):
         try:
-            runs[name] = _build(name, prefix, batch, folder)
-            values[name], seconds = _timed(runs[name], chunks)
+            built[name] = _build(name, prefix, batch, folder)
+            values[name], rate = _timed(built[name], batch, _unit(name, batch, prefix.device))
         except Exception as error:  # exporters and runtimes raise whatever they like; only the reference must work
             if name == "torch":
                 raise
@@ -158,32 +173,42 @@ def _measure(prefix: Prefix, batch: Tensor, folder: Path) -> Choice:
             continue
         difference = _difference(values["torch"], values[name])
         refused = "" if difference <= TOLERANCE else f"differs from torch by {difference:.1e} of the largest value"
-        table[name] = Timing(len(chunks[1]) / seconds, difference, refused)
-    fastest = max((name for name in runs if name in values and not table[name].refused), key=lambda n: _rate(table[n]))
-    kept = values[fastest] if len(batch) >= 2 * size else values[fastest][:1]
-    return Choice(fastest, runs[fastest], table, "fastest of those that agree", np.concatenate(kept))
+        table[name] = Timing(rate, difference, refused)
+    fastest = max((name for name in values if not table[name].refused), key=lambda name: _rate(table[name]))
+    kept = values[fastest] if prefix.device.type == "cpu" else None  # a GPU's values depend on the size of the batch
+    return Choice(fastest, built[fastest], table, "fastest of those that agree", kept)
 
 
-def _timed(run: Run, chunks: list[Tensor]) -> tuple[list[np.ndarray], float]:
-    """Run the first chunk to warm up and the second one against the clock."""
-    warm = run(chunks[0])
+def _unit(name: EngineName, batch: Tensor, device: torch.device) -> int:
+    """Return the least number of pictures that shows how fast an engine is."""
+    if device.type != "cpu":
+        return -(-len(batch) // 2)
+    return CHUNK * _threads() if name == "onnxruntime" else CHUNK
+
+
+def _timed(submit: Submit, batch: Tensor, unit: int) -> tuple[np.ndarray, float]:
+    """Compute one unit to warm up and the next one against the clock, and return values and pictures per second."""
+    first, second = batch[:unit], batch[unit : 2 * unit]
+    warm = submit(first)()
+    if len(second) < len(first):  # the batch is too small for two
+        second = first
     start = time.perf_counter()
-    timed = run(chunks[1])
-    return [warm, timed], time.perf_counter() - start
+    timed = submit(second)()
+    rate = len(second) / (time.perf_counter() - start)
+    return (warm if second is first else np.concatenate([warm, timed])), rate
 
 
 def _again(prefix: Prefix, batch: Tensor, remembered: Choice, folder: Path) -> Choice | None:
     """Build the engine that was remembered, and look at two pictures before it is trusted."""
     try:
-        run = _build(remembered.name, prefix, batch, folder)
+        submit = _build(remembered.name, prefix, batch, folder)
         if remembered.name != "torch":
             look = batch[:2]
-            difference = _difference([_torch(prefix, channels_last=False)(look)], [run(look)])
-            _agree(difference)
+            _agree(_difference(_torch(prefix, channels_last=False)(look)(), submit(look)()))
     except Exception as error:  # noqa: BLE001 as in `_measure`
         log.warning("engine %s was remembered and no longer works: %s", remembered.name, str(error))
         return None
-    return Choice(remembered.name, run, remembered.table, "measured before")
+    return Choice(remembered.name, submit, remembered.table, "measured before")
 
 
 def _agree(difference: float) -> None:
@@ -191,44 +216,48 @@ def _agree(difference: float) -> None:
         raise ArithmeticError(f"differs from torch by {difference:.1e} of the largest value")
 
 
-def _build(name: EngineName, prefix: Prefix, batch: Tensor, folder: Path) -> Run:
+def _build(name: EngineName, prefix: Prefix, batch: Tensor, folder: Path) -> Submit:
     if name == "onnxruntime":
         return _onnxruntime(prefix, batch, folder)
     return _torch(prefix, channels_last=name == "torch channels-last")
 
 
-def _torch(prefix: Prefix, *, channels_last: bool) -> Run:
+def _torch(prefix: Prefix, *, channels_last: bool) -> Submit:
     frozen = _Frozen(prefix).to(prefix.device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if channels_last:
         frozen = frozen.to(memory_format=torch.channels_last)
-    size = _chunk(prefix.device)
 
-    def run(pixels: Tensor) -> np.ndarray:
+    def submit(pixels: Tensor) -> Callable[[], np.ndarray]:
         # Autocast is off, so values do not depend on what surrounds the call.
         with torch.inference_mode(), torch.autocast(prefix.device.type, enabled=False):
             parts = [
                 frozen(part.to(prefix.device).contiguous(memory_format=layout)).float().cpu().contiguous().numpy()
-                for part in torch.split(pixels, size)
+                for part in torch.split(pixels, CHUNK if prefix.device.type == "cpu" else len(pixels))
             ]
-        return np.concatenate(parts)
+        return lambda: np.concatenate(parts)
 
-    return run
+    return submit
 
 
-def _onnxruntime(prefix: Prefix, batch: Tensor, folder: Path) -> Run:
+def _onnxruntime(prefix: Prefix, batch: Tensor, folder: Path) -> Submit:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(_graph(prefix, batch, folder), options, providers=["CPUExecutionProvider"])
+    pool = ThreadPoolExecutor(_threads(), thread_name_prefix="warmstart-engine")
 
-    def run(pixels: Tensor) -> np.ndarray:
-        return np.concatenate([session.run(None, {"pixels": part.numpy()})[0] for part in torch.split(pixels, CHUNK)])
+    def compute(part: Tensor) -> np.ndarray:
+        return session.run(None, {"pixels": part.numpy()})[0]
 
-    return run
+    def submit(pixels: Tensor) -> Callable[[], np.ndarray]:
+        parts = [pool.submit(compute, part) for part in torch.split(pixels, CHUNK)]
+        return lambda: np.concatenate([part.result() for part in parts])
+
+    return submit
 
 
 def _graph(prefix: Prefix, batch: Tensor, folder: Path) -> bytes:
@@ -296,9 +325,13 @@ def _export_exported(frozen: nn.Module, example: Tensor) -> bytes:
     return data
 
 
-def _difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
-    """Return the largest |difference| as a fraction of the largest |value|; infinite where a value is not a number."""
-    wanted, found = np.concatenate(expected), np.concatenate(got)
+def _difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """Return the largest |difference| as a fraction of the largest |value| over the pictures that both have.
+
+    Infinite where a value is not a number.
+    """
+    common = min(len(expected), len(got))
+    wanted, found = expected[:common], got[:common]
     if wanted.shape != found.shape or not np.isfinite(found).all():
         return float("inf")
     return float(np.abs(wanted - found).max() / max(float(np.abs(wanted).max()), 1e-30))
@@ -308,7 +341,7 @@ def _key(prefix: Prefix, batch: Tensor) -> str:
     libraries = [version(name) for name in ("torch", "onnxruntime")]
     shape = [int(side) for side in batch.shape[1:]]
     return runtime.digest(
-        prefix.identity, prefix.cut, *shape, prefix.device.type, _threads(), *libraries, _chunk(prefix.device), FORMAT
+        prefix.identity, prefix.cut, *shape, prefix.device.type, _threads(), *libraries, CHUNK, FORMAT
     )
 
 
@@ -326,7 +359,7 @@ def _recall(path: Path) -> Choice | None:
     return Choice(name, _unbuilt, table, "")
 
 
-def _unbuilt(pixels: Tensor) -> np.ndarray:  # noqa: ARG001 a placeholder of the right type
+def _unbuilt(pixels: Tensor) -> Callable[[], np.ndarray]:  # noqa: ARG001 a placeholder of the right type
     raise AssertionError("a remembered engine is built before it runs")
 
 
@@ -347,11 +380,7 @@ def _rate(timing: Timing) -> float:
     return timing.images_per_second or 0.0
 
 
-def _chunk(device: torch.device) -> int:
-    return CHUNK if device.type == "cpu" else GPU_CHUNK
-
-
 def _threads() -> int:
-    """Threads of ONNX Runtime: all processors that this process may use, fewer where `OMP_NUM_THREADS` says so."""
+    """Return how many chunks ONNX Runtime computes at a time: one per processor, fewer if `OMP_NUM_THREADS` says so."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return min(int(stated), runtime.num_cpus()) if stated.isdigit() and int(stated) else runtime.num_cpus()

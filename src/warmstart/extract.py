@@ -85,7 +85,7 @@ def extract(
         view: Which of the random views of a picture; no effect with a transform that is not random.
         seed: Seed of the random views; no effect with a transform that is not random.
         workers: Threads that read and decode.
-        batch_size: Pictures that are decoded and computed together.
+        batch_size: Pictures that are decoded and computed together, at least; no value depends on it on the CPU.
         device: Where to compute; CPU by default.
         content_hashes: Hash of every example of the dataset, where the audit has them; read from the files else.
         progress: Called with (rows computed, rows to compute).
@@ -95,15 +95,16 @@ def extract(
         DataError: A picture that cannot be decoded.
     """
     start = time.perf_counter()
-    space = cache.space(
-        weights=identity(backbone, card), transform=transform.key, cut=cut, description=f"{card.name} cut {cut}"
-    )
+    named = identity(backbone, card)
+    space = cache.space(weights=named, transform=transform.key, cut=cut, description=f"{card.name} cut {cut}")
     keys = row_keys(dataset, rows, transform, view=view, seed=seed, content_hashes=content_hashes, workers=workers)
     missing = _first_of_each(keys, ~space.find(keys))
     choice = None
     if len(missing):
-        job = _Job(dataset, rows[missing], keys[missing], transform, view, seed, workers, batch_size)
-        prefix = engine.Prefix(backbone, identity(backbone, card), cut, device or torch.device("cpu"))
+        where = device or torch.device("cpu")
+        size = engine.batch_size(batch_size, where)
+        job = _Job(dataset, rows[missing], keys[missing], transform, view, seed, workers, size)
+        prefix = engine.Prefix(backbone, named, cut, where)
         choice = _compute(job, prefix, space, cache, progress)
     return Extracted(
         values=space.rows(keys).load(),
@@ -191,10 +192,10 @@ def _compute(job: _Job, prefix: engine.Prefix, space: Space, cache: Cache, progr
     cache.reserve(total * (values[0].nbytes + 20))
     writer = _Writer(space, job.keys)
     writer.put(values)
-    for pixels in job.pixels(len(first), total):
+    for values in _one_ahead(choice, job.pixels(len(first), total)):
         if progress is not None:
             progress(writer.done, total)
-        writer.put(choice.run(pixels))
+        writer.put(values)
     writer.flush()
     if progress is not None:
         progress(total, total)
@@ -207,6 +208,18 @@ def _complete(choice: engine.Choice, first: torch.Tensor) -> np.ndarray:
         return choice.run(first)
     rest = first[len(choice.values) :]
     return np.concatenate([choice.values, choice.run(rest)]) if len(rest) else choice.values
+
+
+def _one_ahead(choice: engine.Choice, batches: Iterator[torch.Tensor]) -> Iterator[np.ndarray]:
+    """Compute batches in order, the next one already begun while the last one is waited for."""
+    wait = None
+    for pixels in batches:
+        begun = choice.submit(pixels)
+        if wait is not None:
+            yield wait()
+        wait = begun
+    if wait is not None:
+        yield wait()
 
 
 class _Writer:

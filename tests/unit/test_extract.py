@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,11 +75,11 @@ def test_every_row_passes_the_engine_once(cache: Cache, monkeypatch: pytest.Monk
         choice = real(prefix, batch, remaining=remaining, folder=folder)
         seen.append(0 if choice.values is None else len(choice.values))
 
-        def run_counted(pixels: Tensor) -> np.ndarray:
+        def submit_counted(pixels: Tensor) -> Callable[[], np.ndarray]:
             seen.append(len(pixels))
-            return choice.run(pixels)
+            return choice.submit(pixels)
 
-        return replace(choice, run=run_counted)
+        return replace(choice, submit=submit_counted)
 
     monkeypatch.setattr(engine, "pick", counting)
     run(dataset(pictures(300)), cache)
@@ -223,8 +223,8 @@ def test_progress_counts_what_is_computed(cache: Cache) -> None:
     calls: list[tuple[int, int]] = []
     data = dataset(pictures(100))
     run(data, cache, rows=range(30))
-    run(data, cache, batch_size=20, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(20, 70), (40, 70), (60, 70), (70, 70)]
+    run(data, cache, batch_size=24, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(24, 70), (48, 70), (70, 70)]
 
 
 def test_no_rows(cache: Cache) -> None:
@@ -288,6 +288,20 @@ def test_the_table_has_a_row_for_every_engine(tmp_path: Path) -> None:
     assert rates[choice.name] == max(rates.values())
     again = pick(Tiny(), tmp_path)
     assert (again.name, again.table, again.reason) == (choice.name, choice.table, "measured before")
+
+
+@pytest.mark.parametrize("name", ["torch", "torch channels-last", "onnxruntime"])
+def test_bits_depend_on_neither_batch_size_nor_threads(
+    name: engine.EngineName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.from_numpy(pictures(100)).permute(0, 3, 1, 2).contiguous()
+    prefix = engine.Prefix(Tiny(), "tiny", 2, torch.device("cpu"))
+    found = set()
+    for threads, size in (("1", 100), ("2", 100), ("2", 16), ("1", 24)):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        submit = engine._build(name, prefix, pixels, tmp_path)
+        found.add(b"".join(submit(part)().tobytes() for part in torch.split(pixels, size)))
+    assert len(found) == 1
 
 
 class Wrong(Tiny):
