@@ -124,7 +124,7 @@ def _evaluation(facts: Facts) -> str:
 
 
 def _limits(facts: Facts) -> str:
-    listed = [*facts.answer.warnings, *words.limits(facts)]
+    listed = [*words.cautions(facts), *words.limits(facts)]
     return "## Limits\n\n" + "\n".join(f"- {_text(limit)}" for limit in listed)
 
 

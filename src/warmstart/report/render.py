@@ -87,6 +87,7 @@ def page(facts: Facts) -> str:
             f=facts,
             headline=words.headline(facts.answer),
             sections=sections(facts),
+            cautions=words.cautions(facts),
             limits=words.limits(facts),
             data_rows=_data_rows(facts),
             class_rows=_class_rows(facts.classes),
@@ -139,8 +140,6 @@ def _reasons(facts: Facts) -> dict[str, str]:
         reasons["confusion"] = "A picture may have several labels, so there is no confusion matrix; see class by class."
     if facts.attempts:
         reasons["curves"] = "No curves: the head was solved on cached features, in one go, and not trained in epochs."
-    if facts.answer.metric is not None and not facts.mistakes:
-        reasons["mistakes"] = "No mistake is recorded."
     return reasons
 
 

@@ -256,18 +256,22 @@ def compared(item: Compared) -> str:
     return f"{better} is better than {worse}: the interval lies clear of zero."
 
 
+def cautions(facts: Facts) -> list[str]:
+    """Say what stands beside the headline: the workflow's warnings, and that a val number flatters."""
+    measured = facts.answer.metric
+    if measured is None or measured.split == "test":
+        return list(facts.answer.warnings)
+    flatters = f"There was no test: the number comes from {measured.split} examples that also chose the model."
+    return [flatters, *facts.answer.warnings]
+
+
 def limits(facts: Facts) -> list[str]:
     """Say what the numbers do not cover: the workflow's own limits, then those that follow from the facts."""
     found = list(facts.limits)
     measured = facts.answer.metric
-    if measured is None or measured.split != "test":
-        found.append(
-            "There was no test split: the numbers come from examples that also chose the model, so they flatter it."
-        )
-    elif measured.n < 300:
-        found.append(
-            f"Only {plural(measured.n, 'test example')}: the interval is wide, and rare failures are not seen."
-        )
+    if measured is not None and measured.n < 300:
+        what = plural(measured.n, f"{measured.split} example")
+        found.append(f"Only {what}: the interval is wide, and rare failures are not seen.")
     if facts.answer.test_openings > 1:
         found.append(
             f"Test was opened {facts.answer.test_openings} times, so its later numbers are a little optimistic."
