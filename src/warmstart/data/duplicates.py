@@ -1,48 +1,59 @@
-"""Exact copies by decoded pixels, near-copies by perceptual hash and tangent distance, confirmed on features.
+"""Exact copies by decoded pixels, near-copies by perceptual hash, registration, and features where there are any.
 
-A thumbnail becomes the 64 lowest frequencies of its cosine transform, freed of brightness and contrast, and measured
-against what is usual in this data set, so that sameness everybody shares (a white background, one camera) counts for
-nothing. Their signs are the perceptual hash (Zauner 2010); pairs of few differing bits are candidates. A candidate's
-residual is the tangent distance of Simard, LeCun and Denker (1993, "Efficient Pattern Recognition Using a New
-Transformation Distance") under shifts and stretches, which is what cropping and resizing leave behind. A mirrored
-picture changes the sign of every odd horizontal frequency, so flips cost one exclusive-or.
+1. Candidates. The 64 lowest frequencies of a thumbnail, freed of brightness and contrast and measured against what is
+   usual in this data set. Their signs are the perceptual hash (Zauner 2010); pairs of few differing bits go on. A
+   mirrored picture changes the sign of every odd horizontal frequency, so flips cost one exclusive-or.
+2. Residual: the tangent distance (Simard, LeCun and Denker 1993, "Efficient Pattern Recognition Using a New
+   Transformation Distance") under shifts and stretches. Each picture keeps its nearest few in each split.
+3. Agreement: the pair is registered and its finer detail correlated (`alignment`). How much is enough depends on the
+   data: shirts on white ground agree more than holiday photos, so the bar is what alike pictures hardly ever reach.
+4. Features settle what lies near the bar.
 
-The thresholds were measured on CIFAR-10: docs/decisions/0003-near-duplicates.md.
+The constants were measured on CIFAR-10: docs/decisions/0003-near-duplicates.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 from warmstart import runtime
+from warmstart.data.alignment import SIDE, Detail, cosines, normal
 
-SIDE = 16
-"""Side of a thumbnail in pixels."""
+COARSE = SIDE // 2
+"""Side in pixels of the pictures that are searched; the closer look takes the whole thumbnail."""
 NUM_BITS = 64
 MAX_BITS = 20
 """Candidates differ in at most this many of 64 bits: 99 % of pictures cropped by 5 %, 1 in 500 random pairs."""
 MIN_COSINE = 0.55
 """Candidates below this cosine of their frequencies are not worth a tangent distance."""
-SURE = 0.05
-"""Residual up to which the pictures alone decide."""
-NEAR = 0.12
-"""Residual of a near-copy, unless features of the two are further apart than nearest neighbours usually are."""
-LOOSE = 0.35
-"""Residual of a near-copy when the features are closer than nearest neighbours almost ever are."""
+MAX_RESIDUAL = 0.45
+"""Candidates above this tangent distance are not worth a closer look; copies cropped by 5 % have 0.14 at most."""
+MAX_PARTNERS = 4
+"""Nearest candidates kept per picture and split: 10,000 frames of one film are told without 50 million pairs."""
+SAME_RESIDUAL, SAME_AGREEMENT = 0.03, 0.6
+"""Copies made so small that their detail is lost still have nearly equal shapes."""
+MIN_AGREEMENT, MAX_AGREEMENT = 0.75, 0.93
+"""Limits of the bar for agreement; between them it is what 1 in 200 background pairs would reach."""
+BACKGROUND_RESIDUAL, BACKGROUND_SIGMAS = 0.3, 2.6
+"""Pairs of a larger residual are the background: alike, and hardly ever copies."""
+MIN_BACKGROUND = 50
+"""With fewer background pairs the bar stays at its lower limit."""
+GREY = 0.15
+"""Features decide on pairs whose agreement is this much below the bar, or above it and below `CERTAIN`."""
+CERTAIN = 0.95
 WEAK_QUANTILE, STRONG_QUANTILE = 0.05, 0.95
-"""Quantiles of the background, the similarity of a picture to its nearest neighbour in the data set."""
+"""Of the similarity of a picture's features to its nearest neighbour's: below weak is no copy, above strong is one."""
 MIN_CONTRAST = 2.0
 """Pictures with less standard deviation (grey levels of 255) show nothing that could be compared."""
-MAX_PARTNERS = 32
-"""Near-copies listed per picture and split: 10,000 frames of one film are reported without 50 million pairs."""
 SHIFT_PENALTY, STRETCH_PENALTY = 1e-3, 64e-3
 BLOCK_ROWS, BLOCK_COLUMNS, CHUNK_PAIRS = 256, 16384, 16384
-BACKGROUND_QUERIES, BACKGROUND_ROWS = 256, 16384
+LOOK_PAIRS = 512
+SAMPLE_ROWS, SAMPLE_QUERIES = 4096, 512
 
 
 @dataclass(frozen=True)
@@ -51,20 +62,37 @@ class NearPairs:
 
     Shape:
         left, right: int64 (P,), left < right. flipped: bool (P,), one is the other's mirror image.
-        residual: float32 (P,), 0 for equal up to crop, size and brightness, about 2 for unrelated pictures.
+        residual: float32 (P,), 0 for equal coarse shapes, about 2 for unrelated pictures.
+        agreement: float32 (P,), correlation of the detail after registration, 1 for equal pictures.
     """
 
     left: np.ndarray
     right: np.ndarray
     flipped: np.ndarray
     residual: np.ndarray
+    agreement: np.ndarray
 
     def __len__(self) -> int:
         return len(self.left)
 
     def take(self, which: np.ndarray) -> NearPairs:
         """Return some of the pairs."""
-        return NearPairs(self.left[which], self.right[which], self.flipped[which], self.residual[which])
+        return NearPairs(*(column[which] for column in self._columns()))
+
+    def _columns(self) -> tuple[np.ndarray, ...]:
+        return self.left, self.right, self.flipped, self.residual, self.agreement
+
+    @staticmethod
+    def joined(parts: list[NearPairs]) -> NearPairs:
+        """Put pairs end to end, sort them, and keep the nearer of a pair found both straight and mirrored."""
+        if not parts:
+            row = np.zeros(0, np.int64)
+            return NearPairs(row, row, np.zeros(0, bool), np.zeros(0, np.float32), np.zeros(0, np.float32))
+        columns = zip(*(part._columns() for part in parts), strict=True)
+        pairs = NearPairs(*(np.concatenate(column) for column in columns))
+        pairs = pairs.take(np.lexsort((pairs.flipped, pairs.residual, pairs.right, pairs.left)))
+        again = (np.diff(pairs.left) == 0) & (np.diff(pairs.right) == 0)
+        return pairs.take(np.r_[True, ~again][: len(pairs)])
 
 
 def first_copies(hashes: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -100,30 +128,29 @@ def near_pairs(
         workers: Threads; the result does not depend on them.
 
     Shape:
-        thumbnails: uint8 (N, 16, 16). features: float (N, D). parts: int (N,). valid: bool (N,).
+        thumbnails: uint8 (N, 32, 32). features: float (N, D). parts: int (N,). valid: bool (N,).
     """
     valid = np.ones(len(thumbnails), bool) if valid is None else valid
-    rows = np.flatnonzero(valid & (thumbnails.reshape(len(thumbnails), -1).std(1) >= MIN_CONTRAST))
+    coarse = _coarse(thumbnails)
+    rows = np.flatnonzero(valid & (coarse.reshape(len(coarse), -1).std(1) >= MIN_CONTRAST))
     if len(rows) < 2:
-        return _collect([])
-    search = _Search.over(thumbnails[rows])
+        return NearPairs.joined([])
     parts = np.zeros(len(rows), np.int64) if parts is None else parts[rows].astype(np.int64)
-    counts = np.zeros((len(rows), int(parts.max()) + 1), np.int64)
-    judge = _Judge.over(features, rows, seed)
     with runtime.threads(1), ThreadPoolExecutor(max(1, workers)) as pool:
-        blocks = pool.map(lambda start: judge.confirmed(search.candidates(start)), range(0, len(rows), BLOCK_ROWS))
-        kept = [_limited(block, parts, counts) for block in blocks]
-    found = _collect(kept)
-    return NearPairs(rows[found.left], rows[found.right], found.flipped, found.residual)
+        found = _nearest(_Search.over(coarse[rows]), parts, pool)
+        found = replace(found, left=rows[found.left], right=rows[found.right])
+        sample = np.sort(runtime.rng(seed, "detail").permutation(rows)[:SAMPLE_ROWS])
+        found = _looked_at(found, thumbnails, Detail.over(thumbnails[sample]), pool)
+        return found.take(_confirmed(found, features, sample))
 
 
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     """Return 64 sign bits of low frequencies, relative to the median of this data set.
 
     Shape:
-        thumbnails: uint8 (N, 16, 16). Returns uint64 (N,).
+        thumbnails: uint8 (N, 32, 32). Returns uint64 (N,).
     """
-    return _Search.over(thumbnails).hashes
+    return _Search.over(_coarse(thumbnails)).hashes
 
 
 @dataclass(frozen=True)
@@ -158,7 +185,7 @@ class _Search:
             mask = _mirror_mask() if flipped else np.uint64(0)
             for left, right in self._similar(start, mask):
                 found += list(self._measured(left, right, flipped))
-        return _collect(found)
+        return NearPairs.joined(found)
 
     def _similar(self, start: int, mask: np.uint64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         stop = min(start + BLOCK_ROWS, len(self.hashes))
@@ -178,8 +205,9 @@ class _Search:
             cosine = np.einsum("pk,pk->p", self.own[one] * signs, self.own[two]) / (self.length[one] * self.length[two])
             one, two = one[cosine >= MIN_COSINE], two[cosine >= MIN_COSINE]
             residual = self._residual(one, two, flipped)
-            near = residual <= LOOSE
-            yield NearPairs(one[near], two[near], np.full(int(near.sum()), flipped), residual[near])
+            near = residual <= MAX_RESIDUAL
+            rest = residual[near]
+            yield NearPairs(one[near], two[near], np.full(len(rest), flipped), rest, np.zeros_like(rest))
 
     def _residual(self, left: np.ndarray, right: np.ndarray, flipped: bool) -> np.ndarray:
         """Return what shifts and stretches of the mean picture do not explain of the difference, float32 (P,)."""
@@ -187,8 +215,8 @@ class _Search:
         signs = _mirror_signs() if flipped else np.float32(1)
         difference = self.own[left] * signs - self.own[right]
         one, two = self.thumbnails[left], self.thumbnails[right]
-        middle = _normal(one[:, :, ::-1] if flipped else one) + _normal(two)  # (P, 256)
-        moves = (middle @ _tangents()).reshape(-1, 4, NUM_BITS) * (self.scale / 2)
+        middle = normal(one[:, :, ::-1] if flipped else one) + normal(two)  # (P, 16, 16)
+        moves = (middle.reshape(len(middle), COARSE * COARSE) @ _tangents()).reshape(-1, 4, NUM_BITS) * (self.scale / 2)
         system = moves @ moves.transpose(0, 2, 1)  # (P, 4, 4)
         system += size[:, None, None] * np.diag([SHIFT_PENALTY] * 2 + [STRETCH_PENALTY] * 2).astype(np.float32)
         amount = np.linalg.solve(system, moves @ difference[:, :, None])  # (P, 4, 1)
@@ -196,117 +224,110 @@ class _Search:
         return np.asarray((rest**2).sum(1) / size, np.float32)
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Decides on candidates; without features the residual decides alone."""
-
-    features: np.ndarray | None
-    rows: np.ndarray
-    mean: np.ndarray
-    weak: float
-    strong: float
-
-    @staticmethod
-    def over(features: np.ndarray | None, rows: np.ndarray, seed: int) -> _Judge:
-        if features is None:
-            return _Judge(None, rows, np.zeros(0), 0.0, 0.0)
-        order = runtime.rng(seed, "background").permutation(rows)
-        sample = np.asarray(features[np.sort(order[:BACKGROUND_ROWS])], np.float32)
-        mean = sample.mean(0)
-        sample = _unit(sample - mean)
-        queries = sample[:: max(1, len(sample) // BACKGROUND_QUERIES)]
-        similar = queries @ sample.T
-        similar[np.arange(len(queries)), np.arange(0, len(sample), max(1, len(sample) // BACKGROUND_QUERIES))] = -1
-        weak, strong = np.quantile(similar.max(1), [WEAK_QUANTILE, STRONG_QUANTILE])
-        return _Judge(features, rows, mean, float(weak), float(strong))
-
-    def confirmed(self, pairs: NearPairs) -> NearPairs:
-        """Keep the pairs that are near-copies."""
-        if self.features is None:
-            return pairs.take(pairs.residual <= NEAR)
-        keep = pairs.residual <= SURE
-        for start in range(0, len(pairs), CHUNK_PAIRS // 8):
-            which = np.flatnonzero(~keep[start : start + CHUNK_PAIRS // 8]) + start
-            similar = self._similarity(pairs.left[which], pairs.right[which])
-            near = (pairs.residual[which] <= NEAR) & (similar >= self.weak)
-            keep[which] = near | (similar >= self.strong)
-        return pairs.take(keep)
-
-    def _similarity(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        assert self.features is not None
-        one = _unit(np.asarray(self.features[self.rows[left]], np.float32) - self.mean)
-        two = _unit(np.asarray(self.features[self.rows[right]], np.float32) - self.mean)
-        return np.asarray(np.einsum("pd,pd->p", one, two))
+def _nearest(search: _Search, parts: np.ndarray, pool: ThreadPoolExecutor) -> NearPairs:
+    """Search all blocks; of every picture keep the `MAX_PARTNERS` nearest in each part."""
+    kept: list[NearPairs] = []
+    limit = MAX_PARTNERS * len(parts) + CHUNK_PAIRS
+    for block in pool.map(search.candidates, range(0, len(parts), BLOCK_ROWS)):
+        kept.append(block)
+        if sum(map(len, kept)) > limit:
+            kept = [_thinned(NearPairs.joined(kept), parts)]
+            limit = 2 * len(kept[0]) + CHUNK_PAIRS
+    return _thinned(NearPairs.joined(kept), parts)
 
 
-def _limited(pairs: NearPairs, parts: np.ndarray, counts: np.ndarray) -> NearPairs:
-    """Drop pairs of which both pictures have `MAX_PARTNERS` in the other's part already; updates the counts."""
+def _thinned(pairs: NearPairs, parts: np.ndarray) -> NearPairs:
+    """Keep a pair that is among the nearest few of either picture in the part of the other."""
     keep = np.zeros(len(pairs), bool)
     for one, two in ((pairs.left, pairs.right), (pairs.right, pairs.left)):
-        cell = one * counts.shape[1] + parts[two]
-        order = np.argsort(cell, kind="stable")
-        ordered = cell[order]
-        fresh = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
-        seen = np.arange(len(order)) - np.repeat(fresh, np.diff(np.r_[fresh, len(order)]))
-        keep[order] |= counts.ravel()[ordered] + seen < MAX_PARTNERS
-    kept = pairs.take(keep)
-    np.add.at(counts, (kept.left, parts[kept.right]), 1)
-    np.add.at(counts, (kept.right, parts[kept.left]), 1)
-    return kept
+        cell = one * (int(parts.max()) + 1) + parts[two]
+        order = np.lexsort((two, pairs.residual, cell))
+        fresh = np.flatnonzero(np.r_[True, np.diff(cell[order]) != 0][: len(order)])
+        rank = np.arange(len(order)) - np.repeat(fresh, np.diff(np.r_[fresh, len(order)]))
+        keep[order] |= rank < MAX_PARTNERS
+    return pairs.take(keep)
 
 
-def _collect(found: list[NearPairs]) -> NearPairs:
-    """Join pairs, sort them, and keep the better of a pair that was found both straight and mirrored."""
-    if not found:
-        empty = np.zeros(0, np.int64)
-        return NearPairs(empty, empty, np.zeros(0, bool), np.zeros(0, np.float32))
-    columns = zip(*[(pairs.left, pairs.right, pairs.flipped, pairs.residual) for pairs in found], strict=True)
-    left, right, flipped, residual = (np.concatenate(column) for column in columns)
-    order = np.lexsort((flipped, residual, right, left))
-    pairs = NearPairs(left, right, flipped, residual).take(order)
-    again = (np.diff(pairs.left) == 0) & (np.diff(pairs.right) == 0)
-    return pairs.take(np.r_[True, ~again][: len(pairs)])
+def _looked_at(pairs: NearPairs, thumbnails: np.ndarray, detail: Detail, pool: ThreadPoolExecutor) -> NearPairs:
+    """Fill in the agreement."""
+
+    def work(start: int) -> np.ndarray:
+        part = pairs.take(np.arange(start, min(start + LOOK_PAIRS, len(pairs))))
+        one = thumbnails[part.left]
+        one[part.flipped] = one[part.flipped][:, :, ::-1]
+        return detail.agreement(one, thumbnails[part.right])
+
+    parts = list(pool.map(work, range(0, len(pairs), LOOK_PAIRS)))
+    return replace(pairs, agreement=np.concatenate(parts)) if parts else pairs
+
+
+def _confirmed(pairs: NearPairs, features: np.ndarray | None, sample: np.ndarray) -> np.ndarray:
+    """Decide which pairs are near-copies, bool (P,)."""
+    bar = _bar(pairs)
+    same = (pairs.residual <= SAME_RESIDUAL) & (pairs.agreement >= SAME_AGREEMENT)
+    near = pairs.agreement >= bar
+    if features is not None and len(pairs):
+        open_ = np.flatnonzero(~same & (pairs.agreement >= bar - GREY) & (pairs.agreement < CERTAIN))
+        weak, strong, mean = _background(features, sample)
+        similar = _similarity(features, pairs.take(open_), mean)
+        near[open_] = np.where(near[open_], similar >= weak, similar >= strong)
+    return np.asarray(same | near)
+
+
+def _bar(pairs: NearPairs) -> float:
+    background = pairs.agreement[pairs.residual > BACKGROUND_RESIDUAL]
+    if len(background) < MIN_BACKGROUND:
+        return MIN_AGREEMENT
+    low, middle = np.quantile(background, [0.25, 0.5])  # the upper half may hold copies
+    bar = middle + BACKGROUND_SIGMAS * (middle - low) / 0.6745
+    return float(np.clip(bar, MIN_AGREEMENT, MAX_AGREEMENT))
+
+
+def _background(features: np.ndarray, sample: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Measure how similar a picture's features are to its nearest neighbour's in a sample; return the mean as well."""
+    values = np.asarray(features[sample], np.float32)
+    mean = values.mean(0)
+    values = _unit(values - mean)
+    queries = np.arange(0, len(values), max(1, len(values) // SAMPLE_QUERIES))
+    similar = values[queries] @ values.T
+    similar[np.arange(len(queries)), queries] = -1
+    weak, strong = np.quantile(similar.max(1), [WEAK_QUANTILE, STRONG_QUANTILE])
+    return float(weak), float(strong), mean
+
+
+def _similarity(features: np.ndarray, pairs: NearPairs, mean: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), LOOK_PAIRS):
+        part = pairs.take(np.arange(start, min(start + LOOK_PAIRS, len(pairs))))
+        one, two = (_unit(np.asarray(features[rows], np.float32) - mean) for rows in (part.left, part.right))
+        found[start : start + LOOK_PAIRS] = np.einsum("pd,pd->p", one, two)
+    return found
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12))
+    return np.asarray(rows / np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None].clip(min=1e-12))
+
+
+def _coarse(thumbnails: np.ndarray) -> np.ndarray:
+    """Halve the side of thumbnails by averaging: uint8 (N, 16, 16)."""
+    quads = thumbnails.reshape(len(thumbnails), COARSE, 2, COARSE, 2)
+    return (quads.sum((2, 4), dtype=np.uint16) >> 2).astype(np.uint8)
 
 
 def _frequencies(thumbnails: np.ndarray) -> np.ndarray:
-    """Return the 64 lowest frequencies of each thumbnail divided by its contrast, float32 (N, 64)."""
-    lowest = _cosines()[_lowest()].T.astype(np.float32)  # (256, 64)
-    chunks = [
-        _normal(thumbnails[start : start + CHUNK_PAIRS]) @ lowest for start in range(0, len(thumbnails), CHUNK_PAIRS)
-    ]
-    return np.concatenate(chunks)
-
-
-def _normal(thumbnails: np.ndarray) -> np.ndarray:
-    """Free thumbnails of brightness and contrast: float32 (N, 256), mean 0, length 1."""
-    pixels = thumbnails.reshape(len(thumbnails), SIDE * SIDE).astype(np.float32)
-    pixels -= pixels.mean(1, keepdims=True)
-    return np.asarray(pixels / np.linalg.norm(pixels, axis=1, keepdims=True).clip(min=1e-3))
+    """Return the 64 lowest frequencies of each picture divided by its contrast, float32 (N, 64)."""
+    chunks = [thumbnails[start : start + CHUNK_PAIRS] for start in range(0, len(thumbnails), CHUNK_PAIRS)]
+    return np.concatenate([normal(chunk).reshape(len(chunk), COARSE * COARSE) @ _basis() for chunk in chunks])
 
 
 @cache
-def _cosines() -> np.ndarray:
-    """Orthonormal cosine transform of a flattened 16 × 16 picture, float64 (256, 256)."""
-    step = np.arange(SIDE)
-    one = np.sqrt(2 / SIDE) * np.cos(np.pi * (step[None] + 0.5) * step[:, None] / SIDE)
-    one[0] /= np.sqrt(2)
-    return np.asarray(np.kron(one, one))
-
-
-@cache
-def _lowest() -> np.ndarray:
-    """Positions of the 64 lowest frequencies by radius, without the constant one."""
-    vertical, horizontal = np.divmod(np.arange(SIDE * SIDE), SIDE)
-    return np.argsort(vertical**2 + horizontal**2, kind="stable")[1 : NUM_BITS + 1]
+def _basis() -> np.ndarray:
+    return np.ascontiguousarray(cosines(COARSE, NUM_BITS)[0], np.float32)
 
 
 @cache
 def _mirror_signs() -> np.ndarray:
-    return np.asarray(np.where(_lowest() % SIDE % 2 == 0, 1, -1), np.float32)
+    return np.asarray(cosines(COARSE, NUM_BITS)[1], np.float32)
 
 
 @cache
@@ -322,10 +343,10 @@ def _tangents() -> np.ndarray:
     Shape:
         Returns float32 (256, 4 · 64).
     """
-    slope = np.gradient(np.eye(SIDE), axis=0)
-    across, down = np.kron(np.eye(SIDE), slope), np.kron(slope, np.eye(SIDE))
-    place = np.arange(SIDE) - (SIDE - 1) / 2
-    horizontal, vertical = np.tile(place, SIDE), np.repeat(place, SIDE)
+    slope = np.gradient(np.eye(COARSE), axis=0)
+    across, down = np.kron(np.eye(COARSE), slope), np.kron(slope, np.eye(COARSE))
+    place = np.arange(COARSE) - (COARSE - 1) / 2
+    horizontal, vertical = np.tile(place, COARSE), np.repeat(place, COARSE)
     moves = np.stack([across, down, horizontal[:, None] * across, vertical[:, None] * down])  # (4, 256, 256)
-    effect = _cosines()[_lowest()] @ moves  # (4, 64, 256)
-    return np.ascontiguousarray(effect.reshape(-1, SIDE * SIDE).T, np.float32)
+    effect = cosines(COARSE, NUM_BITS)[0].T @ moves  # (4, 64, 256)
+    return np.ascontiguousarray(effect.reshape(-1, COARSE * COARSE).T, np.float32)

@@ -20,7 +20,7 @@ import numpy as np
 
 from warmstart import runtime
 from warmstart.data import Dataset, Input, images
-from warmstart.data.duplicates import SIDE
+from warmstart.data.alignment import SIDE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +96,7 @@ class Scan:
 
     @property
     def thumbnails(self) -> np.ndarray:
-        """uint8 (N, 16, 16): the whole picture in grey, squashed to a square."""
+        """uint8 (N, 32, 32): the whole picture in grey, squashed to a square."""
         return np.asarray(self.rows["thumbnail"])
 
     @property
