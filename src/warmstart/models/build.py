@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def backbone(arch: str, spec: InputSpec, *, seed: int = 0) -> ChainBackbone:
-    """Build a backbone with random weights.
+def backbone(arch: str, spec: InputSpec, *, seed: int | None = None) -> ChainBackbone:
+    """Build a backbone with random weights, or for weights to come.
 
     Args:
         arch: `library:name`.
         spec: The input spec of the weights that will be loaded.
-        seed: Of the initialisation.
+        seed: Of the initialisation, or None; see `network`.
 
     Raises:
         SourceError: The libraries have no such architecture.
@@ -40,8 +40,14 @@ def backbone(arch: str, spec: InputSpec, *, seed: int = 0) -> ChainBackbone:
     return as_backbone(network(arch, spec, seed=seed), spec, keep_classifier=False)
 
 
-def network(arch: str, spec: InputSpec, *, seed: int = 0) -> nn.Module:
+def network(arch: str, spec: InputSpec, *, seed: int | None = None) -> nn.Module:
     """Build a network as its library does, classifier included, without touching the global generator.
+
+    Args:
+        arch: `library:name`.
+        spec: The input spec of the weights.
+        seed: Of the initialisation; None when weights will be loaded, which leaves out initialisation that takes
+            long where the library can leave it out.
 
     Raises:
         SourceError: The libraries have no such architecture.
@@ -49,8 +55,10 @@ def network(arch: str, spec: InputSpec, *, seed: int = 0) -> nn.Module:
     library, _, name = arch.partition(":")
     if library not in TABLES:
         raise SourceError(f"architecture {arch!r} names no known library", closest(library, TABLES))
-    with seeded(seed):
-        return timm_network(name) if library == "timm" else torchvision_network(name, spec)
+    with seeded(seed or 0):
+        if library == "timm":
+            return timm_network(name)
+        return torchvision_network(name, spec, initialise=seed is not None)
 
 
 @contextlib.contextmanager
@@ -76,7 +84,7 @@ def timm_network(name: str, cfg: PretrainedCfg | None = None) -> nn.Module:
     return timm.create_model(name, pretrained=cfg is not None, pretrained_cfg=cfg)
 
 
-def torchvision_network(name: str, spec: InputSpec) -> nn.Module:
+def torchvision_network(name: str, spec: InputSpec, *, initialise: bool = True) -> nn.Module:
     """Build a torchvision network; its position embedding fits the image size of the spec.
 
     `vgg16.features` is a VGG without its fully connected layers, for weights that have none.
@@ -95,7 +103,9 @@ def torchvision_network(name: str, spec: InputSpec) -> nn.Module:
         options["image_size"] = spec.image_size
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers only serve training from scratch.
-        options |= {"aux_logits": False, "init_weights": False}
+        options |= {"aux_logits": False, "init_weights": initialise}
+    if name.startswith("vgg"):
+        options["init_weights"] = initialise
     built: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     if part == "features":
         built.avgpool, built.classifier = nn.AdaptiveAvgPool2d((1, 1)), nn.Sequential()

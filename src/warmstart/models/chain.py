@@ -293,7 +293,7 @@ def _pos_embed(network: nn.Module, value: Tensor) -> Tensor:
 def _patch_tokens(network: nn.Module, value: Tensor) -> Tensor:
     """Do what torchvision's vision transformer does before its blocks."""
     tokens: Tensor = network._process_input(value)  # type: ignore[operator]
-    first: Tensor = network.class_token.expand(len(tokens), -1, -1)
+    first: Tensor = network.class_token.expand(len(tokens), -1, -1)  # type: ignore[operator]
     return torch.cat([first, tokens], dim=1) + network.encoder.pos_embedding  # type: ignore[operator, union-attr]
 
 

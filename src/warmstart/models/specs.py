@@ -32,7 +32,7 @@ def of_timm(cfg: PretrainedCfg) -> InputSpec:
         mean=_three(cfg.mean),
         std=_three(cfg.std),
         interpolation="bilinear" if cfg.interpolation == "bilinear" else "bicubic",
-        crop_fraction=cfg.crop_pct,
+        crop_fraction=min(cfg.crop_pct, 1.0),  # a few say 1.15: they pad, and see the whole picture
         fixed_size=cfg.fixed_input_size and not takes_any_size(cfg.architecture or ""),
     )
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+NETWORK = "network."
+"""Where a `ChainBackbone` keeps its network."""
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -64,19 +66,22 @@ class LoadReport:
 
 def tensors_of(backbone: nn.Module) -> dict[str, Tensor]:
     """Return a backbone's tensors under the names of its network."""
-    network = getattr(backbone, "network", backbone)
-    return dict(network.state_dict())
+    return {name.removeprefix(NETWORK): tensor for name, tensor in backbone.state_dict().items()}
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """Hash names, shapes, dtypes and bytes of every tensor; the order of the mapping does not count.
 
+    Args:
+        tensors: Under the names of a network, or of a backbone around it: a leading `network.` does not count.
+
     Returns:
         32 hexadecimal characters.
     """
     state = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    named = {name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()}
+    for name in sorted(named):
+        tensor = named[name].detach().cpu().contiguous()
         head = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
         state.update(len(head).to_bytes(8, "little") + head)
         state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -157,6 +162,18 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> LoadReport:
         unexpected=tuple(n for n in tensors if n not in own),
         reshaped=tuple(f"{n}: file {tuple(tensors[n].shape)}, network {tuple(own[n].shape)}" for n in reshaped),
     )
+
+
+def load_tensors_into(module: nn.Module, path: Path) -> LoadReport:
+    """Load a safetensors file into a module that it fits exactly.
+
+    Raises:
+        SourceError: There is no such file.
+        CheckpointError: A pickle, a damaged file, or tensors of another module.
+    """
+    report = load_into(module, load_tensors(path))
+    report.require_exact(str(path))
+    return report
 
 
 def save_backbone(backbone: Backbone, card: Card, folder: Path) -> Card:

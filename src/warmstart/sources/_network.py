@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +15,10 @@ SECONDS = 5.0
 
 def reachable(url: str, seconds: float = SECONDS) -> bool:
     """Ask a server for anything; a refusal is an answer too. Proxies of the environment are used."""
+    import urllib.error
+    import urllib.request
+    from http.client import HTTPException
+
     if not url.startswith(("http://", "https://")):
         return False
     try:

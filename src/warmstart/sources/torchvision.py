@@ -81,11 +81,10 @@ def _weights(name: str) -> tuple[str, WeightsEnum]:
         full = [f"torchvision/{each}" for each in known]
         raise SourceError(f"torchvision has no network {network!r}", closest(f"torchvision/{network}", full))
     published = torchvision.models.get_model_weights(network)
-    names = [*published.__members__]
-    if not names:
+    if not list(published):
         raise SourceError(f"torchvision publishes no weights for {network!r}", f"random/torchvision:{network}")
-    if wanted and wanted not in names:
-        full = [f"torchvision/{network}:{each}" for each in names]
+    if wanted and wanted not in published.__members__:
+        full = [f"torchvision/{network}:{each.name}" for each in published]
         raise SourceError(f"torchvision has no weights {name!r}", closest(f"torchvision/{name}", full))
     return network, published[wanted or "DEFAULT"]
 
