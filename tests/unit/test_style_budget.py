@@ -102,8 +102,13 @@ UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve
 
 
 def global_randomness(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Find seeds of global generators, unless the block puts the generator back (`torch.random.fork_rng`)."""
+    """Find seeds of global generators, unless the block puts the generator back (`torch.random.fork_rng`).
+
+    The loop seeds each step far below the block that puts the generator back, so it is the one file trusted whole.
+    """
     put_back = {id(call) for block in ast.walk(tree) if _forks(block) for call, _ in _calls(block)}
+    if path == SRC / "fit.py" and any(name == "looptools.own_randomness" for _, name in _calls(tree)):
+        return
     for call, name in _calls(tree):
         if name in GLOBAL_SEEDS and id(call) not in put_back:
             yield call.lineno, f"{name}: use a generator from runtime.rng"
