@@ -126,6 +126,8 @@ def test_copies_in_groups_are_not_evidence():
     assert paired(PAIR, many_a, many_b, seed=0).verdict == "a"
     grouped = [dataclasses.replace(side, groups=rows.astype(str)) for side in (many_a, many_b)]
     found = paired(PAIR, *grouped, seed=0)
+    assert paired(PAIR, many_a, many_b, seed=0).p_value < 1e-12
+    assert found.p_value > 1e-3
     single = paired(PAIR, a, b, metric="balanced_accuracy", seed=0)
     assert found.high - found.low == pytest.approx(single.high - single.low, rel=0.1)
 

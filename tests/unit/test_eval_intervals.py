@@ -280,6 +280,8 @@ def test_temperature_of_labels_and_of_numbers():
     outputs = 2 * rng.normal(size=(10_000, 3))
     targets = rng.random((10_000, 3)) < 1 / (1 + np.exp(-outputs))
     assert calibrate.fit_temperature(outputs * 2.5, targets, link="sigmoid") == pytest.approx(2.5, rel=0.05)
+    made = calibrate.scaled(labels(), 2.0, link="sigmoid")
+    assert made.values == pytest.approx(1 / (1 + np.exp(-labels().outputs / 2)), rel=1e-6)
     made = numbers()
     assert calibrate.fit_temperature(made.outputs, made.targets, link="identity") is None
     assert calibrate.scaled(made, None, link="identity") is made

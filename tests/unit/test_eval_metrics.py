@@ -158,6 +158,8 @@ def test_a_class_without_test_examples_is_left_out_of_averages():
     present = list(range(3))
     recall = sk.recall_score(targets, values.argmax(axis=1), labels=present, average="macro")
     assert found["balanced_accuracy"][0] == pytest.approx(recall)
+    union = sk.precision_recall_fscore_support(targets, values.argmax(axis=1), average="macro", zero_division=0)
+    assert [found[f"{name}_macro"][0] for name in ("precision", "recall", "f1")] == pytest.approx(union[:3])
 
 
 def test_undefined_metrics_are_nan_and_give_no_warning():

@@ -218,6 +218,9 @@ def test_the_other_task_is_the_fix():
         "targets of photos are no numbers ('ant', 'bee', 'cat'), and regression needs numbers\n"
         "  fix: --task classification"
     )
+    assert refused(Regression(), data("single", [0, 1, 0, 1], ("1", "2"))) == (
+        "targets of photos were read as 2 classes, and regression needs numbers\n  fix: --task classification"
+    )
     assert refused(Regression(), MULTI) == (
         "targets of photos are sets of labels, and regression needs numbers\n  fix: --task classification"
     )
