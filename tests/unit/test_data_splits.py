@@ -146,12 +146,42 @@ def test_multi_label_and_regression_keep_their_distribution() -> None:
     made = splits.make(dataset(labels, "multi"), seed=0)
     share = labels[made.test].mean(axis=0) / labels.mean(axis=0)
     assert abs(share - 1).max() < 0.12
-    assert abs(labels[made.test][:, 4].sum() - 0.2 * labels[:, 4].sum()) <= 1.0, "the rarest label is exact"
+    for seed in range(12):
+        test = splits.make(dataset(labels, "multi"), seed=seed).test
+        assert abs(labels[test][:, 4].sum() - 0.2 * labels[:, 4].sum()) <= 1.0, "the rarest label is exact"
     numbers = rng.exponential(size=3000)
     made = splits.make(dataset(numbers, "scalar"), seed=0)
     deciles = np.linspace(0.05, 0.95, 10)
     gap = np.quantile(numbers[made.test], deciles) - np.quantile(numbers, deciles)
     assert abs(gap).max() < 0.1
+
+
+def test_a_class_of_two_keeps_one_for_train() -> None:
+    targets = np.array([0] * 400 + [1] * 400 + [2] * 2)
+    for seed in range(40):
+        made = splits.make(dataset(targets), seed=seed, test_fraction=0.45, val_fraction=0.45)
+        assert 2 in targets[made.train]
+
+
+def test_rare_combinations_of_labels_are_tested_too() -> None:
+    labels = np.random.default_rng(1).random((2000, 16)) < 0.5  # nearly every combination is there once
+    made = splits.make(dataset(labels, "multi"), seed=0)
+    assert abs(len(made.test) - 400) <= 1
+
+
+def test_seeds_differ_with_groups_of_equal_size() -> None:
+    data = dataset(np.arange(400) % 2, groups=np.repeat(np.arange(40), 10).astype(str))
+    assert len({tuple(splits.make(data, seed=seed).test) for seed in range(10)}) > 8
+
+
+def test_last_resorts_of_dealing_groups_out() -> None:
+    to, sizes = np.array([0, 0, 0, 1]), np.array([9, 3, 5, 1])
+    splits._fill_empty(to, sizes, 3)
+    assert to.tolist() == [0, 2, 0, 1], "the smallest group that its part can spare"
+    to = np.array([0, 1, 1, 1])
+    labels = [(np.array(own), np.ones(len(own))) for own in ([0], [0, 1], [1], [0])]
+    splits._teach(to, labels, sizes)
+    assert to.tolist() == [0, 0, 1, 1], "label 1 comes to train with the smaller of its two groups"
 
 
 def test_a_class_that_lives_in_one_group_is_taught() -> None:

@@ -269,13 +269,14 @@ def _folds(rows: _Rows, part: np.ndarray, rng: np.random.Generator) -> tuple[tup
 def _choose(rows: _Rows, at: np.ndarray, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """Say for each position in `at` to which share it goes."""
     if rows.groups is None:
-        return _systematic(rows.stratum[at], shares, rng, keep_first=rows.must_learn)
+        chosen = _systematic(rows.stratum[at], shares, rng)
+        if rows.must_learn and len(shares) == 2:
+            _leave_one(rows, at, chosen)
+        return chosen
     return _greedy(rows, at, shares, rng)
 
 
-def _systematic(
-    stratum: np.ndarray, shares: Sequence[float], rng: np.random.Generator, *, keep_first: bool
-) -> np.ndarray:
+def _systematic(stratum: np.ndarray, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """Deal rows out at equal steps along the order of strata, shuffled inside each."""
     count = len(stratum)
     order = np.lexsort((rng.permutation(count), stratum))
@@ -286,8 +287,6 @@ def _systematic(
     steps = np.floor(np.arange(count + 1) * shares[1] + rng.random())
     taken = np.diff(steps) > 0
     _at_least_one(taken, rng)
-    if keep_first:
-        _leave_one(taken, stratum[order])
     chosen[order] = taken
     return chosen
 
@@ -297,11 +296,15 @@ def _at_least_one(taken: np.ndarray, rng: np.random.Generator) -> None:
         taken[int(rng.integers(len(taken)))] = True
 
 
-def _leave_one(taken: np.ndarray, stratum: np.ndarray) -> None:
-    """Give the last row of a stratum back to train where all its rows were taken; `stratum` is sorted."""
-    starts = np.flatnonzero(np.diff(stratum, prepend=stratum[0] - 1))
-    whole = np.logical_and.reduceat(taken, starts)
-    taken[starts[whole]] = False
+def _leave_one(rows: _Rows, at: np.ndarray, chosen: np.ndarray) -> None:
+    """Give an example of every label back to train where all were taken."""
+    share = np.full(len(rows.order), -1, np.int64)
+    share[at] = chosen
+    place, label = rows.labels.T
+    there, taught = np.unique(label[share[place] >= 0]), np.unique(label[share[place] == 0])
+    for missing in np.setdiff1d(there, taught):
+        share[place[(label == missing) & (share[place] >= 0)][0]] = 0
+    chosen[:] = share[at]
 
 
 def _greedy(rows: _Rows, at: np.ndarray, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
