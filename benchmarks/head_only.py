@@ -131,7 +131,8 @@ def _command(options: argparse.Namespace, data: Path, work: Path, seed: int) -> 
     backbone = BACKBONES[options.backbone]
     if options.data == "arrays":
         source = ARRAYS.format(data=str(data), backbone=backbone, size=options.size, seed=seed, out=str(out))
-        return common.run([sys.executable, "-c", source], env=env)
+        measured = common.run([sys.executable, "-c", source], env=env)
+        return common.Measured(measured.seconds, measured.peak_bytes, _facts(measured))
     command = [
         Path(sys.executable).with_name("warmstart"),
         "finetune",
@@ -160,13 +161,15 @@ def _facts(measured: common.Measured) -> dict[str, object]:
 
 ARRAYS = """
 from dataclasses import replace
-import numpy as np, warmstart as ws
+import json, numpy as np, warmstart as ws
 from warmstart.data import read
 parts = [np.load({data!r} + "/" + split + ".npz") for split in ("train", "val")]
 pixels, labels = (np.concatenate([part[key] for part in parts]) for key in ("pixels", "labels"))
 split = np.repeat(["train", "val"], [len(part["labels"]) for part in parts])
 dataset = replace(read.from_arrays(pixels, labels), given_split=split)
-ws.finetune(dataset, backbone={backbone!r}, strategy="probe", image_size={size}, seed={seed}, out={out!r})
+size = {{"data.image_size": {size}}}
+run = ws.finetune(dataset, backbone={backbone!r}, strategy="probe", overrides=size, seed={seed}, out={out!r})
+print(json.dumps(run.to_json()))
 """
 
 
