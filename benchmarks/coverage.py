@@ -1,6 +1,7 @@
 """Do 95 % intervals hold the truth 95 % of the time, and how often does a model beat its equal?
 
-Run `python benchmarks/coverage.py`; it takes about five minutes on one core and writes results/coverage.json.
+Run `python benchmarks/coverage.py`; it takes about five minutes on one idle core and writes
+results/coverage.json.
 Test sets are drawn, stratified as our splits are, from populations whose true metrics are computed on 300,000 examples.
 Two models are equal when their outputs are exchangeable; their errors share a part, as those of real models do.
 """
