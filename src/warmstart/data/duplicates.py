@@ -38,8 +38,8 @@ MAX_PARTNERS = 4
 SAME_RESIDUAL, SAME_AGREEMENT = 0.03, 0.6
 """Copies made so small that their detail is lost still have nearly equal shapes."""
 MIN_AGREEMENT, MAX_AGREEMENT = 0.75, 0.93
-"""Limits of the bar for agreement; between them it is what 1 in 200 background pairs would reach."""
-BACKGROUND_RESIDUAL, BACKGROUND_SIGMAS = 0.3, 2.6
+"""Limits of the bar for agreement; between them it is what 1 in 2,000 background pairs would reach."""
+BACKGROUND_RESIDUAL, BACKGROUND_SIGMAS = 0.3, 3.3
 """Pairs of a larger residual are the background: alike, and hardly ever copies."""
 MIN_BACKGROUND = 50
 """With fewer background pairs the bar stays at its lower limit."""

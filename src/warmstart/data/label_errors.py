@@ -272,6 +272,8 @@ def _off_diagonal(joint: np.ndarray) -> np.ndarray:
     order = np.argsort(counts - joint, axis=1, kind="stable")  # largest remainder first
     for row, missing in enumerate(short):
         counts[row, order[row, :missing]] += 1
+    for row in np.flatnonzero((counts.diagonal() == 0) & (counts.sum(1) > 0)):
+        counts[row, counts[row].argmax()] -= 1
     np.fill_diagonal(counts, 0)
     return counts.astype(np.int64)
 

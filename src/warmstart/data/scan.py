@@ -31,6 +31,11 @@ CHUNK = 64
 """Pictures per task of the pool."""
 SHARD_ROWS = 16_384
 """Rows per remembered file: what a killed scan of a million files has to repeat."""
+MAX_SHARDS = 64
+"""More shards of one folder are merged into one."""
+LIMIT_BYTES = 4 << 30
+"""What all scans together may remember, about four million pictures; the oldest leave first."""
+CHECKSUM_BYTES = 16
 SETTLED_SECONDS = 2.0
 """A file changed more recently is not remembered: it could change again within one tick of the clock."""
 ROW = np.dtype(
@@ -244,21 +249,15 @@ class _Memory:
 
     def fill(self, rows: np.ndarray) -> np.ndarray:
         """Write what is remembered into `rows` and return which rows that are, bool (N,)."""
-        shards = {path: _read_shard(path) for path in self._shards()}
-        stored = [table for table in shards.values() if table is not None]
-        if not stored:
+        stored = [_read_shard(path) for path in self._shards()]
+        if not sum(map(len, stored)):
             return np.zeros(len(rows), bool)
         table = np.concatenate(stored)
         table = table[np.argsort(_word(table["key"]), kind="stable")]
         place = np.searchsorted(_word(table["key"]), _word(self.keys)).clip(max=len(table) - 1)
         known = (table["key"][place] == self.keys).all(1) & self.keys.any(1)
         rows[known] = table["facts"][place[known]]
-        if len(table) > 2 * len(rows) + SHARD_ROWS:  # most of it belongs to files that changed or went away
-            self.pending.append(table[np.unique(place[known])])
-            self.flush()
-            for path in shards:
-                path.unlink(missing_ok=True)
-        return known
+        return np.asarray(known)
 
     def add(self, part: _Part) -> None:
         """Remember what was found; written when a shard is full."""
@@ -271,25 +270,23 @@ class _Memory:
             self.flush()
 
     def flush(self) -> None:
-        """Write the pending rows as one shard: whole or not at all; a memory that cannot be written is no loss."""
+        """Write the pending rows as one shard, whole or not at all; a memory that cannot be written is no loss."""
         if self.folder is None or not self.pending:
             return
         table = np.concatenate(self.pending)
         self.pending.clear()
-        path = self.folder / f"{runtime.digest(table['key'].tobytes())}.npy"
-        part = path.with_suffix(f".{os.getpid()}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                np.save(file, table, allow_pickle=False)
-                file.write(_checksum(table))
-            part.replace(path)
+            merged = self._shards() if len(self._shards()) >= MAX_SHARDS else []
+            _write_shard(self.folder, np.concatenate([table, *map(_read_shard, merged)]))
+            for path in merged:
+                path.unlink(missing_ok=True)
+            _forget_oldest(self.folder.parent)
         except OSError as error:
             _log.warning("the scan is not remembered: %s", error)
-            part.unlink(missing_ok=True)
 
     def _shards(self) -> list[Path]:
-        return sorted(self.folder.glob("*.npy")) if self.folder is not None else []
+        return sorted(self.folder.glob("*.rows")) if self.folder is not None else []
 
 
 def _file_key(path: str, latest: int) -> np.ndarray | None:
@@ -303,19 +300,40 @@ def _file_key(path: str, latest: int) -> np.ndarray | None:
     return _bytes16(blake2b(text, digest_size=16).digest())
 
 
-def _read_shard(path: Path) -> np.ndarray | None:
-    """Read a shard; one that is damaged, or of another version, is as good as none."""
+def _write_shard(folder: Path, table: np.ndarray) -> None:
+    data = table.tobytes()
+    checksum = _checksum(data)
+    part = folder / f"{checksum.hex()}.{os.getpid()}.part"
     try:
-        with path.open("rb") as file:
-            table = np.load(file, allow_pickle=False)
-            checksum = file.read()
-    except (OSError, ValueError, EOFError):
-        return None
-    return table if table.dtype == STORED and checksum == _checksum(table) else None
+        part.write_bytes(checksum + data)
+        part.replace(folder / f"{checksum.hex()}.rows")
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _checksum(table: np.ndarray) -> bytes:
-    return blake2b(table.tobytes(), digest_size=16).digest()
+def _read_shard(path: Path) -> np.ndarray:
+    """Read a shard; one that is damaged is as good as an empty one."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    sound = len(data) >= CHECKSUM_BYTES and _checksum(data[CHECKSUM_BYTES:]) == data[:CHECKSUM_BYTES]
+    return np.frombuffer(data, STORED, offset=CHECKSUM_BYTES) if sound else np.zeros(0, STORED)
+
+
+def _forget_oldest(root: Path) -> None:
+    """Keep the memory of all folders below its limit."""
+    facts = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in root.rglob("*.rows"))
+    excess = sum(size for _, size, _ in facts) - LIMIT_BYTES
+    for _, size, path in facts:
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
+def _checksum(data: bytes) -> bytes:
+    return blake2b(data, digest_size=CHECKSUM_BYTES, key=b"warmstart scan").digest()
 
 
 def _word(keys: np.ndarray) -> np.ndarray:
