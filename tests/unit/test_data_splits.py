@@ -163,6 +163,15 @@ def test_a_class_of_two_keeps_one_for_train() -> None:
         assert 2 in targets[made.train]
 
 
+def test_a_label_of_one_group_comes_to_train_even_if_its_group_fits_test_better() -> None:
+    groups = np.repeat(["a", "b", "c", "d"], [50, 30, 10, 10])
+    labels = np.ones((100, 11), bool)
+    labels[:, 10] = groups == "b"
+    for seed in range(5):
+        made = splits.make(dataset(labels, "multi", groups=groups), seed=seed, test_fraction=0.45, val_fraction=0.0)
+        assert labels[made.train][:, 10].any()
+
+
 def test_rare_combinations_of_labels_are_tested_too() -> None:
     labels = np.random.default_rng(1).random((2000, 16)) < 0.5  # nearly every combination is there once
     made = splits.make(dataset(labels, "multi"), seed=0)
