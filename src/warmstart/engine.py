@@ -48,7 +48,7 @@ TOLERANCE = 1e-4
 """Largest |difference| from eager torch, as a fraction of the largest |value|."""
 CHUNK = 8
 """Pictures that are computed together on the CPU; a GPU gets batches as they come."""
-MEASURE_FROM = 128
+MEASURE_FROM = 256
 """Fewer pictures than this do not repay an export and a measurement."""
 
 

@@ -43,7 +43,7 @@ def expected(arrays: np.ndarray, cut: int = 2, net: Tiny | None = None) -> np.nd
 
 
 @pytest.mark.parametrize("cut", [1, 2])
-@pytest.mark.parametrize("num", [1, 31, 200])
+@pytest.mark.parametrize("num", [1, 31, 300])
 def test_values_are_those_of_the_backbone(cut: int, num: int, cache: Cache) -> None:
     arrays = pictures(num)
     net = Tiny()
@@ -209,13 +209,13 @@ def test_killed_and_repeated_gives_the_same_bits(tmp_path: Path) -> None:
 
 def test_measured_and_remembered_engines_give_the_same_bits(tmp_path: Path) -> None:
     one, other = Cache(tmp_path / "one"), Cache(tmp_path / "other")
-    data = dataset(pictures(200))
+    data = dataset(pictures(300))
     measured = run(data, one)
     other.root.mkdir()
     one.engines.rename(other.engines)
     recalled = run(data, other)
     assert recalled.engine == measured.engine
-    assert recalled.computed == 200
+    assert recalled.computed == 300
     assert recalled.values.tobytes() == measured.values.tobytes()
 
 
