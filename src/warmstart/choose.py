@@ -57,12 +57,12 @@ def choose_size(session: Session, data: Prepared, backbone: str) -> tuple[int, s
     spec = place.card.spec
     if spec.fixed_size:
         return spec.image_size, "the network takes no other"
-    train, val = _sample(session, data)
+    fold = [_sample(session, data)]
     best: tuple[int, HeadStart] | None = None
     told = []
     for size in sizes(place.card):
         place = bench.load(session, data, backbone, size)
-        rival = solve_head(place, [(train, val)])
+        rival = solve_head(place, fold)
         seconds = _forecast(rival, len(data.dataset))
         if best is not None and seconds > FEATURES_SHARE * (session.recipe.budget or float("inf")):
             told.append(f"{size} px would take {seconds:.0f} s for features alone")
@@ -70,12 +70,13 @@ def choose_size(session: Session, data: Prepared, backbone: str) -> tuple[int, s
         if best is None:
             best = (size, rival)
             continue
-        found = compare.paired(data.task, rival.val(place, val), best[1].val(place, val), seed=session.recipe.seed)
+        a, b = rival.val(place, fold), best[1].val(place, fold)
+        found = compare.paired(data.task, a, b, seed=session.recipe.seed)
         told.append(found.words(f"{size} px", f"{best[0]} px"))
         if found.verdict == "a":
             best = (size, rival)
     assert best is not None, "there is at least one size"
-    return best[0], f"on {len(train)} examples: {'; '.join(told) or 'the only size'}"
+    return best[0], f"on {len(fold[0][0])} examples: {'; '.join(told) or 'the only size'}"
 
 
 def sizes(card: Card) -> tuple[int, ...]:

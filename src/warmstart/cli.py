@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 cache_app = typer.Typer(no_args_is_help=True, help="Features that were computed once and are kept.")
 app.add_typer(cache_app, name="cache")
 
+SplitFlag = Literal["val", "test"]
 DataArgument = Annotated[str, typer.Argument(help="A folder of images, a table, or a recipe (.toml).")]
 WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -104,13 +105,14 @@ def audit(
     if json_:
         _print_json(report.to_json())
     else:
-        _print(report.words())
+        for finding in report.findings:
+            _print(f"{finding.status:8} {finding.name}: {finding.text}")
 
 
 @app.command()
 def evaluate(
     run_folder: RunArgument,
-    split: Annotated[str, typer.Option(help="val, or test: each opening of test is recorded.")] = "test",
+    split: Annotated[SplitFlag, typer.Option(help="val, or test: each opening of test is recorded.")] = "test",
     again: Annotated[bool, typer.Option("--again", help="Open test although other weights have seen it.")] = False,
     json_: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -205,18 +207,20 @@ def fetch(names: Annotated[list[str], typer.Argument(help="Backbones, as source/
 def cache_info(json_: JsonFlag = False) -> None:
     """Say where the cache is and what it holds."""
     from warmstart.cache import Cache
+    from warmstart.spaces import size_text
 
     info = Cache().info()
     if json_:
-        _print_json(info.to_json())
+        _print_json({**vars(info), "root": str(info.root), "spaces": [vars(space) for space in info.spaces]})
     else:
-        _print(info.words())
+        _print(f"{info.root}: {info.num_rows:,} rows, {size_text(info.num_bytes)} of {size_text(info.limit_bytes)}")
 
 
 @cache_app.command("clear")
 def cache_clear() -> None:
     """Delete what the cache holds; it is computed again when needed."""
-    from warmstart.cache import Cache, size_text
+    from warmstart.cache import Cache
+    from warmstart.spaces import size_text
 
     _print(f"freed {size_text(Cache().clear())}")
 

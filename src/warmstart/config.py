@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 from warmstart import plugins, runtime
 from warmstart.errors import SHOWN, RecipeError, closest
@@ -142,6 +142,7 @@ class Recipe:
     """Seconds for the whole command; words such as 90s, 10m and 2h are understood."""
 
 
+Owner = TypeVar("Owner")
 PLUGIN_KEYS = {"task": "task", "strategy": "strategy"}
 SECTIONS: dict[str, type] = {"data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
 
@@ -233,18 +234,20 @@ def plugin_of(kind: str, choice: Choice) -> object:
 def set_key(recipe: Recipe, key: str, value: object) -> Recipe:
     """Return the recipe with one dotted key changed."""
     section, _, rest = key.partition(".")
+    changed = value
     if section in PLUGIN_KEYS:
         choice: Choice = getattr(recipe, section)
         if rest in ("", "name"):
-            changed: object = dataclasses.replace(choice, name=value)
+            changed = _replaced(choice, "name", value)
         else:
-            changed = dataclasses.replace(choice, options={**choice.options, rest: value})
-        return dataclasses.replace(recipe, **{section: changed})
-    if section in SECTIONS:
-        return dataclasses.replace(
-            recipe, **{section: dataclasses.replace(getattr(recipe, section), **{rest or "name": value})}
-        )
-    return dataclasses.replace(recipe, **{key: value})
+            changed = Choice(choice.name, {**choice.options, rest: value})
+    elif section in SECTIONS:
+        changed = _replaced(getattr(recipe, section), rest or "name", value)
+    return _replaced(recipe, section, changed)
+
+
+def _replaced(owner: Owner, name: str, value: object) -> Owner:
+    return dataclasses.replace(owner, **{name: value})  # type: ignore[type-var]
 
 
 def get_key(recipe: Recipe, key: str) -> object:
@@ -272,7 +275,8 @@ def keys(recipe: Recipe) -> list[str]:
 
 def to_toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
     """Write a recipe as TOML; values that are None are left out, so that reading it back gives the same recipe."""
-    plain, tables = [], {}
+    plain: list[str] = []
+    tables: dict[str, list[str]] = {}
     for key in keys(recipe):
         value = get_key(recipe, key)
         if value is None:
@@ -397,7 +401,7 @@ def _convert(key: str, value: object, wanted: object) -> object:
     if value is None or (value == "none" and type(None) in getattr(wanted, "__args__", ())):
         return None
     try:
-        adapter: TypeAdapter[object] = TypeAdapter(wanted, config=ConfigDict(strict=False))
+        adapter: TypeAdapter[object] = TypeAdapter(cast("type[object]", wanted), config=ConfigDict(strict=False))
         return adapter.validate_python(value)
     except ValidationError as error:
         allowed = error.errors()[0].get("ctx", {}).get("expected")

@@ -178,9 +178,19 @@ def set_modes(
     for group in awake:
         for part in group.modules:
             part.train()
+        if group.statistics == "still":
+            for norm in norms(group.modules):
+                norm.eval()
         for parameter in group.parameters:
             parameter.requires_grad_(True)
     return [parameter for group in awake for parameter in group.parameters]
+
+
+def norms(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """Yield the normalisation layers among modules that keep running statistics."""
+    from torch.nn.modules.batchnorm import _NormBase
+
+    return (part for module in modules for part in module.modules() if isinstance(part, _NormBase))
 
 
 def parts(batch: Batch, micro_batch: int | None) -> Iterator[tuple[Batch, float]]:
@@ -221,3 +231,16 @@ def own_randomness(device: torch.device) -> Iterator[None]:
     """Leave torch's global generators as they were: each step seeds them for layers such as dropout."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
+
+
+def seed_step(device: torch.device, seed: int, step: int) -> None:
+    """Seed what layers such as dropout draw from, as a function of the step alone.
+
+    `torch.manual_seed` would do, but where CUDA is not in use it queues a call and a stack trace each time.
+    """
+    number = runtime.seed_of(seed, "step", step)
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)

@@ -62,7 +62,7 @@ def sourced(data: str | Path | None, options: Options) -> Sourced:
     Raises:
         RecipeError: See `config.read_recipe`.
     """
-    named: dict[str, object] = {key: options.get(option) for option, key in RECIPE_KEYS.items()}  # type: ignore[misc]
+    named: dict[str, object] = {key: options.get(option) for option, key in RECIPE_KEYS.items()}
     recipe = options.get("recipe")
     if data is not None and str(data).endswith(".toml") and recipe is None:
         recipe = data

@@ -13,10 +13,14 @@ from warmstart.data import audit as auditing
 from warmstart.data import read as reading
 from warmstart.data import scan as scanning
 from warmstart.data import splits as splitting
+from warmstart.data.audit_report import AuditReport
+from warmstart.data.targets import TargetType
 from warmstart.errors import DataError, RunError
 from warmstart.heads import Fold
 from warmstart.session import Session
 from warmstart.tasks import Task
+
+TARGET_TYPES: dict[str, TargetType] = {"classification": "classes", "regression": "numbers"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Prepared:
     task: Task
     task_name: str
     targets: np.ndarray
-    report: auditing.AuditReport
+    report: AuditReport
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -100,13 +104,13 @@ def read(session: Session) -> Dataset:
             split_column=data.split_column,
             id_column=data.id_column,
             separator=data.separator,
-            target_type={"classification": "classes", "regression": "numbers"}.get(session.recipe.task.name or ""),
+            target_type=TARGET_TYPES.get(session.recipe.task.name or ""),
         )
 
 
 def settle_overlaps(
     session: Session, dataset: Dataset, splits: Splits, scan: scanning.Scan
-) -> tuple[Splits, auditing.AuditReport]:
+) -> tuple[Splits, AuditReport]:
     """Find exact copies and shared groups across splits; stop, drop them from test, or allow them, as told."""
     seed = session.recipe.seed
     report = auditing.audit(dataset, splits, scan, features=None, seed=seed)

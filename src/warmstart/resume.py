@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from warmstart import checkpoint, durable
+from warmstart import checkpoint, durable, looptools
 from warmstart.errors import CheckpointError, listed
 from warmstart.optim import Plateau
 
@@ -96,7 +96,9 @@ class Learned:
         """Sort the tensors of a module by whether they are in a group."""
         wanted = {id(parameter) for group in groups for parameter in group.parameters}
         trained = [module] if statistics == "drift" else [m for group in groups for m in group.modules]
-        moving = {id(buffer) for part in trained for buffer in part.buffers()}
+        still = [norm for group in groups if group.statistics == "still" for norm in looptools.norms(group.modules)]
+        kept = {id(buffer) for norm in still for buffer in norm.buffers()} if statistics == "still" else set()
+        moving = {id(buffer) for part in trained for buffer in part.buffers()} - kept
         parameters = {name: p for name, p in module.named_parameters() if id(p) in wanted}
         buffers = {name: b for name, b in module.named_buffers() if id(b) in moving}
         known = {*parameters, *buffers}

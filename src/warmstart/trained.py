@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -224,7 +224,7 @@ def rehash(card: Card, model: Model) -> Card:
     """Return the card with the hash of the backbone's weights as they are now."""
     from warmstart.models import weights
 
-    return replace(card, weights_hash=weights.weights_hash(model.backbone.state_dict()))
+    return weights.completed(card, model.backbone)
 
 
 def apply_head(head: object, features: np.ndarray) -> np.ndarray:

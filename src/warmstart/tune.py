@@ -58,8 +58,6 @@ class Trial:
     seconds: float
     curves: tuple[Curve, ...] = ()
     details: Mapping[str, str] = field(default_factory=dict)
-    features: np.ndarray | None = None
-    """Frozen features of `Prepared.seen`, where the trial computed them; the audit uses them."""
     extracted: tuple[Extracted, ...] = ()
 
 
@@ -85,24 +83,24 @@ def tune(session: Session, data: Prepared, candidate: Candidate) -> Trial:
         time.monotonic() - begun,
         (*head.curves(), *(curve for fit in fits[-1:] for curve in _fit_curves(fit, data))),
         {**head.details(), **(_fit_details(fits[-1], ready.groups) if fits else {})},
-        head.features,
         head.extracted,
     )
 
 
 @dataclass(frozen=True)
 class HeadStart:
-    """The solved head with the features that it was solved on; empty when the strategy starts fresh."""
+    """The solved head; empty when the strategy starts fresh."""
 
     solved: Solved | None = None
-    features: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    """Which examples, in the order of `Solved.out_of_fold`."""
     extracted: tuple[Extracted, ...] = ()
 
-    def val(self, place: Bench) -> Predictions:
+    def val(self, place: Bench, folds: Sequence[heads.Fold] | None = None) -> Predictions:
         """Return what the head says of val, or of each fold that it has not seen."""
-        assert self.solved is not None, "a strategy that trains nothing has its head solved"
-        rows = np.sort(np.concatenate([held_out for _, held_out in place.data.folds]))
-        return bench.predictions(place, rows, self.solved.out_of_fold[positions(place.data.seen, rows)])
+        assert self.solved is not None and self.rows is not None, "a strategy that trains nothing solves its head"
+        rows = np.sort(np.concatenate([held_out for _, held_out in folds or place.data.folds]))
+        return bench.predictions(place, rows, self.solved.out_of_fold[positions(self.rows, rows)])
 
     def curves(self) -> tuple[Curve, ...]:
         """Draw the regularisation path."""
@@ -122,29 +120,30 @@ def solve_head(place: Bench, folds: Sequence[heads.Fold] | None = None) -> HeadS
 
     Args:
         place: The backbone on the bench.
-        folds: (train, val) rows; those of the data when not given.
+        folds: (train, val) rows, of which the first train is what the head learns from; those of the data, with all
+            of its train, when not given.
     """
     data, num_views = place.data, place.session.recipe.data.views
-    seen, last = data.seen, len(place.backbone.layer_groups())
-    found = [place.values(seen, last, place.plain())]
-    found += [place.values(seen, last, place.augmented("standard"), view=view) for view in range(1, num_views)]
+    pairs, train = (data.folds, data.splits.train) if folds is None else (folds, folds[0][0])
+    rows = np.unique(np.concatenate([train, *(part for pair in pairs for part in pair)]))
+    last = len(place.backbone.layer_groups())
+    found = [place.values(rows, last, place.plain())]
+    found += [place.values(rows, last, place.augmented("standard"), view=view) for view in range(1, num_views)]
     features = [np.asarray(one.values) for one in found]
-    targets = data.task.soft_targets(data.targets[seen])
 
-    def in_every_view(rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([positions(seen, rows) + view * len(seen) for view in range(num_views)])
+    def in_every_view(wanted: np.ndarray) -> np.ndarray:
+        return np.concatenate([positions(rows, wanted) + view * len(rows) for view in range(num_views)])
 
-    pairs = data.folds if folds is None else folds
     with place.session.stage("head"):
         solved = heads.solve(
             data.task.link,
             np.concatenate(features) if num_views > 1 else features[0],
-            np.tile(targets, (num_views, 1)),
-            train=in_every_view(data.splits.train if folds is None else pairs[0][0]),
-            folds=[(in_every_view(train), positions(seen, val)) for train, val in pairs],
+            np.tile(data.task.soft_targets(data.targets[rows]), (num_views, 1)),
+            train=in_every_view(train),
+            folds=[(in_every_view(fit), positions(rows, val)) for fit, val in pairs],
             output_weights=data.task.output_weights,
         )
-    return HeadStart(solved, features[0], tuple(found))
+    return HeadStart(solved, rows, tuple(found))
 
 
 @dataclass(frozen=True)
@@ -270,6 +269,7 @@ def _loop_config(session: Session, strategy: Strategy) -> FitConfig:
         on_nan=recipe.on_nan,
         precision=recipe.precision,
         seed=recipe.seed,
+        deadline_seconds=None if recipe.budget is None else max(session.seconds_left(), 1.0),
     )
 
 

@@ -22,7 +22,7 @@ from warmstart.tasks import Metric
 
 if TYPE_CHECKING:
     from warmstart.data import Dataset, Input
-    from warmstart.data.audit import AuditReport
+    from warmstart.data.audit_report import AuditReport
     from warmstart.trained import TrainedModel
 
 DEFAULT_BUDGET = 600.0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+import warmstart.report as reporting
 from warmstart import calibrate, config, evaluation, pictured, runtime
 from warmstart.compare import Comparison
 from warmstart.data import SPLITS
 from warmstart.judge import Judged
-import warmstart.report as reporting
 from warmstart.prepare import Prepared
 from warmstart.report import facts as f
 from warmstart.session import Session
@@ -153,7 +153,13 @@ def data_facts(data: Prepared) -> f.DataFacts:
         counts = {name: _class_counts(data, data.splits.rows(name)) for name in SPLITS}
         shown = pictured.classes(data)
         classes = tuple(
-            f.ClassCount(name, *(int(counts[split][at]) for split in SPLITS), shown.get(at, ()))
+            f.ClassCount(
+                name,
+                int(counts["train"][at]),
+                int(counts["val"][at]),
+                int(counts["test"][at]),
+                shown.get(at, ()),
+            )
             for at, name in enumerate(data.task.class_names)
         )
     return f.DataFacts(

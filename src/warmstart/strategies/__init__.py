@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
+Statistics = Literal["still", "adapt"]
 HeadStart = Literal["solved", "fresh", "own"]
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Group:
     """Times `optim.lr`."""
     from_epoch: int = 0
     """First epoch in which the group learns (gradual thawing)."""
+    statistics: Statistics = "still"
+    """Whether running statistics of the group's normalisation layers stay as they are, or adapt to the batches."""
 
 
 @runtime_checkable
@@ -77,11 +80,13 @@ def layerwise(depth: int, decay: float) -> list[float]:
     return [decay ** (depth - 1 - position) for position in range(depth)]
 
 
-def thaw(groups: Sequence[LayerGroup], lr_scales: Sequence[float] | None = None) -> tuple[Group, ...]:
-    """Turn layer groups into optimizer groups, one each, leaving out those without parameters."""
+def thaw(
+    groups: Sequence[LayerGroup], lr_scales: Sequence[float] | None = None, *, statistics: Statistics = "still"
+) -> tuple[Group, ...]:
+    """Turn layer groups into optimizer groups, one each, leaving out those that are empty."""
     scales = [1.0] * len(groups) if lr_scales is None else lr_scales
     return tuple(
-        Group(group.name, group.parameters, group.modules, scale)
+        Group(group.name, group.parameters, group.modules, scale, statistics=statistics)
         for group, scale in zip(groups, scales, strict=True)
         if group.parameters or group.modules
     )

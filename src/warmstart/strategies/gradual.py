@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from warmstart.strategies import Group, HeadStart, layerwise, thaw
+from warmstart.strategies import Group, HeadStart, Statistics, layerwise, thaw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,9 @@ class Gradual:
     """Start from a new head, or from the probe's solution."""
     lr_decay: float = 1 / 2.6
     """What the learning rate is multiplied by for each group further from the head."""
+    batch_norm: Statistics = "still"
+    """`still` keeps the running statistics of batch-norm layers while their weights learn, which is what few examples
+    want; `adapt` lets them follow the batches, as training from scratch needs."""
 
     lrs: ClassVar[Mapping[str, float]] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
 
@@ -52,7 +55,7 @@ class Gradual:
         """Return every group with the epoch in which it joins."""
         groups = [group for group in model.layer_groups() if group.parameters]
         groups = groups if self.depth is None else groups[-(self.depth + 1) :]
-        thawed = thaw(groups, layerwise(len(groups), self.lr_decay))
+        thawed = thaw(groups, layerwise(len(groups), self.lr_decay), statistics=self.batch_norm)
         last = len(thawed) - 1
         return tuple(
             dataclasses.replace(group, from_epoch=(last - position) * self.epochs_per_group)

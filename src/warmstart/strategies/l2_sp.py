@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from warmstart.strategies import Group, HeadStart, layerwise, thaw
+from warmstart.strategies import Group, HeadStart, Statistics, layerwise, thaw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,9 @@ class L2Sp:
     """Start from the probe's solution, or from a new head."""
     lr_decay: float = 1.0
     """What the learning rate is multiplied by for each group further from the head."""
+    batch_norm: Statistics = "still"
+    """`still` keeps the running statistics of batch-norm layers while their weights learn, which is what few examples
+    want; `adapt` lets them follow the batches, as training from scratch needs."""
 
     lrs: ClassVar[Mapping[str, float]] = {"adamw": 3e-4, "adam": 3e-4, "sgd": 1e-2}
 
@@ -51,7 +54,7 @@ class L2Sp:
     def prepare(self, model: Model) -> Sequence[Group]:
         """Thaw every group."""
         groups = [group for group in model.layer_groups() if group.parameters or group.modules]
-        return thaw(groups, layerwise(len(groups), self.lr_decay))
+        return thaw(groups, layerwise(len(groups), self.lr_decay), statistics=self.batch_norm)
 
     def penalty(self, model: Model) -> Callable[[], Tensor] | None:
         """Return Ω over copies of the starting weights."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from warmstart.strategies import Group, HeadStart, layerwise, thaw
+from warmstart.strategies import Group, HeadStart, Statistics, layerwise, thaw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,9 @@ class LastK:
     """Start from the probe's solution, or from a new head."""
     lr_decay: float = 1.0
     """What the learning rate is multiplied by for each group further from the head."""
+    batch_norm: Statistics = "still"
+    """`still` keeps the running statistics of batch-norm layers while their weights learn, which is what few examples
+    want; `adapt` lets them follow the batches, as training from scratch needs."""
 
     lrs: ClassVar[Mapping[str, float]] = {"adamw": 3e-4, "adam": 3e-4, "sgd": 1e-2}
 
@@ -56,7 +59,7 @@ class LastK:
     def prepare(self, model: Model) -> Sequence[Group]:
         """Thaw the last k groups that have parameters, and the head."""
         groups = [group for group in model.layer_groups() if group.parameters][-(self.k + 1) :]
-        return thaw(groups, layerwise(len(groups), self.lr_decay))
+        return thaw(groups, layerwise(len(groups), self.lr_decay), statistics=self.batch_norm)
 
     def penalty(self, model: Model) -> Callable[[], Tensor] | None:
         """Add nothing."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from warmstart.strategies import Group, HeadStart, layerwise, thaw
+from warmstart.strategies import Group, HeadStart, Statistics, layerwise, thaw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,9 @@ class LpFt:
     """Layer groups that learn, counted from the output; all when not given."""
     lr_decay: float = 0.8
     """What the learning rate is multiplied by for each group further from the head."""
+    batch_norm: Statistics = "still"
+    """`still` keeps the running statistics of batch-norm layers while their weights learn, which is what few examples
+    want; `adapt` lets them follow the batches, as training from scratch needs."""
 
     lrs: ClassVar[Mapping[str, float]] = {"adamw": 3e-4, "adam": 3e-4, "sgd": 1e-2}
 
@@ -49,7 +52,7 @@ class LpFt:
         """Thaw the last `depth` groups that have parameters, and the head."""
         groups = [group for group in model.layer_groups() if group.parameters]
         groups = groups if self.depth is None else groups[-(self.depth + 1) :]
-        return thaw(groups, layerwise(len(groups), self.lr_decay))
+        return thaw(groups, layerwise(len(groups), self.lr_decay), statistics=self.batch_norm)
 
     def penalty(self, model: Model) -> Callable[[], Tensor] | None:
         """Add nothing."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from warmstart.strategies import Group, HeadStart, thaw
+from warmstart.strategies import Group, HeadStart, Statistics, thaw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,8 @@ class Probe:
 
     head: Literal["solved", "gradient"] = "solved"
     """Solve the head on cached features, or train it by the optimizer of the recipe."""
-    batch_norm: Literal["eval", "train"] = "eval"
-    """`train` lets batch-norm statistics of the frozen backbone drift, as loops do that forget `eval()`; then nothing
+    batch_norm: Statistics = "still"
+    """`adapt` lets batch-norm statistics of the frozen backbone drift, as loops do that forget `eval()`; then nothing
     can be cached. No effect on a solved head."""
 
     lrs: ClassVar[Mapping[str, float]] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
@@ -50,10 +50,10 @@ class Probe:
         if self.head == "solved":
             return ()
         head = thaw(model.layer_groups()[-1:])
-        if self.batch_norm == "eval":
+        if self.batch_norm == "still":
             return head
         drifting = tuple(module for group in model.backbone.layer_groups() for module in group.modules)
-        return (Group("statistics", (), drifting), *head)
+        return (Group("statistics", (), drifting, statistics="adapt"), *head)
 
     def penalty(self, model: Model) -> Callable[[], Tensor] | None:
         """Add nothing; weight decay belongs to the optimizer."""
