@@ -60,7 +60,9 @@ def class_results(names: tuple[str, ...], matrix: np.ndarray) -> tuple[f.ClassRe
         recall, precision = hit / max(n, 1), hit / max(1, int(matrix[:, i].sum()))
         half = 1.96 * math.sqrt(recall * (1 - recall) / max(n, 1))
         f1 = 2 * precision * recall / max(1e-9, precision + recall)
-        rows.append(f.ClassResult(name, n, precision, recall, f1, None, max(0, recall - half), min(1, recall + half)))
+        rows.append(
+            f.ClassResult(name, n, precision, recall, f1, None, max(0.0, recall - half), min(1.0, recall + half))
+        )
     return tuple(rows)
 
 
@@ -414,6 +416,7 @@ def regression(draw: Draw = drawn) -> f.Facts:
             for i, m in enumerate(base.mistakes[:6])
         ),
         explanations=(),
+        explained_by="",
         absent={"explanations": "heat maps are drawn for classes, not for numbers"},
     )
 

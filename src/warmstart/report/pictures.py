@@ -108,7 +108,7 @@ def capped(facts: Facts, limit_bytes: int = LIMIT_BYTES) -> Facts:
 
     def keep(uri: str) -> str:
         nonlocal left
-        if not URI.match(uri) or len(uri) > left:
+        if not 0 < len(uri) <= left or not URI.match(uri):
             return ""
         left -= len(uri)
         return uri
