@@ -132,7 +132,7 @@ def near_pairs(
     """
     valid = np.ones(len(thumbnails), bool) if valid is None else valid
     coarse = _coarse(thumbnails)
-    rows = np.flatnonzero(valid & (coarse.reshape(len(coarse), -1).std(1) >= MIN_CONTRAST))
+    rows = np.flatnonzero(valid & (coarse.reshape(len(coarse), COARSE * COARSE).std(1) >= MIN_CONTRAST))
     if len(rows) < 2:
         return NearPairs.joined([])
     parts = np.zeros(len(rows), np.int64) if parts is None else parts[rows].astype(np.int64)
@@ -238,14 +238,14 @@ def _nearest(search: _Search, parts: np.ndarray, pool: ThreadPoolExecutor) -> Ne
 
 def _thinned(pairs: NearPairs, parts: np.ndarray) -> NearPairs:
     """Keep a pair that is among the nearest few of either picture in the part of the other."""
-    keep = np.zeros(len(pairs), bool)
-    for one, two in ((pairs.left, pairs.right), (pairs.right, pairs.left)):
-        cell = one * (int(parts.max()) + 1) + parts[two]
-        order = np.lexsort((two, pairs.residual, cell))
-        fresh = np.flatnonzero(np.r_[True, np.diff(cell[order]) != 0][: len(order)])
-        rank = np.arange(len(order)) - np.repeat(fresh, np.diff(np.r_[fresh, len(order)]))
-        keep[order] |= rank < MAX_PARTNERS
-    return pairs.take(keep)
+    one, two = np.concatenate([pairs.left, pairs.right]), np.concatenate([pairs.right, pairs.left])
+    cell = one * (int(parts.max()) + 1) + parts[two]
+    order = np.lexsort((two, np.tile(pairs.residual, 2), cell))
+    fresh = np.flatnonzero(np.r_[True, np.diff(cell[order]) != 0][: len(order)])
+    rank = np.arange(len(order)) - np.repeat(fresh, np.diff(np.r_[fresh, len(order)]))
+    keep = np.zeros(len(order), bool)
+    keep[order] = rank < MAX_PARTNERS
+    return pairs.take(keep[: len(pairs)] | keep[len(pairs) :])
 
 
 def _looked_at(pairs: NearPairs, thumbnails: np.ndarray, detail: Detail, pool: ThreadPoolExecutor) -> NearPairs:
