@@ -131,6 +131,15 @@ def test_losses_are_those_of_the_textbook():
     assert torch.equal(huber, functional.huber_loss(outputs, numbers, delta=0.3))
 
 
+def test_balanced_labels_weigh_their_positive_examples():
+    task = Classification(class_weights="balanced").bind(MULTI)
+    output = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    on = torch.from_numpy(MULTI.targets).float()
+    weights = torch.tensor([2 / 3, 3 / 2])
+    cells = -(weights * on * output.sigmoid().log() + (1 - on) * (1 - output.sigmoid()).log())
+    assert task.loss(output, on).item() == pytest.approx(cells.mean().item(), rel=1e-5)
+
+
 def test_regression_learns_in_unit_scale_and_predicts_in_target_units():
     task = Regression().bind(VECTOR)
     scaled = task.targets(VECTOR)
