@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import assets
 from warmstart import plugins
-from warmstart.data import Dataset, Reader, files, images, read
+from warmstart.data import Dataset, Reader, files, images, read, splits
 from warmstart.errors import DataError, RecipeError
 
 RNG = np.random.default_rng(2)
@@ -198,6 +199,15 @@ def test_cifar_that_cannot_be_read(tmp_path: Path) -> None:
     assert "has no name in" in fails(tmp_path / "few")
 
 
+def test_cifar_without_names(tmp_path: Path) -> None:
+    folder, _, _ = cifar10(tmp_path)
+    (folder / "batches.meta.txt").unlink()
+    assert fails(folder) == (
+        f"{folder}/batches.meta.txt is missing, so the classes have no names\n"
+        "  fix: download it again from https://www.cs.toronto.edu/~kriz/cifar.html"
+    )
+
+
 def idx(root: Path, *, packed: bool, dot: bool = False, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
     root.mkdir(parents=True, exist_ok=True)
     pixels = RNG.integers(0, 256, (2, count, 28, 28), np.uint8)
@@ -246,6 +256,23 @@ def test_idx_names_and_damage(tmp_path: Path) -> None:
     assert fails(tmp_path / "uneven").startswith(f"{tmp_path}/uneven has 5 t10k pictures, but 2 labels")
 
 
+def test_idx_with_too_few_names(tmp_path: Path) -> None:
+    idx(tmp_path, packed=False)
+    assert fails(tmp_path, reader=plugins.load("reader", "idx")(class_names=("a", "b"))) == (
+        f"{tmp_path} has 10 classes, but 2 class_names\n  fix: name every class"
+    )
+
+
+@pytest.mark.assets
+def test_the_published_fashion_mnist() -> None:
+    data = read.read(assets.fashion_mnist_folder())
+    assert splits.make(data, seed=0).origin == "given: train, test; val is 20% of train"
+    assert data.targets is not None
+    np.testing.assert_array_equal(np.bincount(data.targets), [7000] * 10)
+    assert [data[row].target for row in range(3)] == ["Ankle boot", "T-shirt/top", "T-shirt/top"]
+    assert images.open_picture(data.inputs[69_999]).size == (28, 28)
+
+
 def test_imagenet_with_folders(tmp_path: Path) -> None:
     touch(
         tmp_path, "train/n02000000/a.JPEG", "train/n01000000/b.JPEG", "train/n01500000/b.JPEG", "val/n02000000/v.JPEG"
@@ -273,6 +300,13 @@ def test_imagenet_with_strange_classes_in_val(tmp_path: Path) -> None:
     touch(tmp_path, "train/n01000000/a.JPEG", "val/n03000000/b.JPEG")
     assert fails(tmp_path) == (
         "1 classes of val are not among the 1 of train (n03000000)\n  fix: add them to train, or remove them from val"
+    )
+
+
+def test_imagenet_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "train/n01000000").mkdir(parents=True)
+    assert fails(tmp_path) == (
+        f"no pictures in {tmp_path}/train\n  fix: unpack the archive of each class into its folder"
     )
 
 

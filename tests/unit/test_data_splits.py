@@ -320,6 +320,23 @@ LONELY = np.array([0] * 50 + [1] * 50 + [2])
             "data.val_fraction=1.0, expected at least 0 and less than 1\n  fix: data.val_fraction=0.2",
         ),
         (
+            dataset(np.arange(40) % 2, groups=np.array(["a"] * 40)),
+            {"test_fraction": 0.0, "val_fraction": 0.2},
+            (
+                "1 groups cannot fill 2 splits, a group must not be on both sides\n"
+                "  fix: name a finer group column, or set data.test_fraction=0"
+            ),
+        ),
+        (
+            dataset(
+                np.arange(40) % 2,
+                groups=np.array(["a"] * 20 + ["b"] * 20),
+                given_split=given_by("train", "test", each=20),
+            ),
+            {},
+            ("1 groups are left for train, too few for two folds\n  fix: add examples, or name a finer group column"),
+        ),
+        (
             dataset(np.ones(2), "scalar"),
             {},
             "photos has 2 examples, too few to split\n  fix: add examples",
