@@ -17,7 +17,7 @@ from warmstart.judge import Judged
 from warmstart.prepare import Prepared
 from warmstart.report import facts as f
 from warmstart.session import Session
-from warmstart.tasks import Metric, Predictions
+from warmstart.tasks import Metric
 from warmstart.tune import Trial
 
 NUM_MISTAKES = 24
@@ -120,29 +120,12 @@ def verdict(story: Story) -> str:
 def baseline(story: Story) -> Metric | None:
     """Return the first metric of the best constant answer."""
     data, judged = story.data, story.judged
-    constant = _constant(story)
-    if constant is None:
-        return None
+    train = data.dataset.take(data.splits.train).targets
+    assert train is not None
     name = data.task.metrics()[0].name
+    constant = evaluation.constant(data.task, train, judged.predictions)
     found = evaluation.metrics(data.task, constant, split=judged.split, seed=story.session.recipe.seed, only=(name,))
     return found[0] if found else None
-
-
-def _constant(story: Story) -> Predictions | None:
-    """Predict the class shares (or the mean) of train for everybody."""
-    data, seen = story.data, story.judged.predictions
-    train = data.dataset.targets
-    assert train is not None
-    train = train[data.splits.train]
-    match data.task.kind:
-        case "single":
-            row = np.bincount(train, minlength=data.task.num_outputs) / len(train)
-        case "multi" | "vector":
-            row = train.mean(0)
-        case _:
-            row = np.array([train.mean()])
-    values = np.tile(row.astype(np.float32), (len(seen.index), 1))
-    return Predictions(np.log(np.maximum(values, 1e-9)), values, seen.index, seen.targets, seen.groups)
 
 
 def data_facts(data: Prepared) -> f.DataFacts:
