@@ -61,8 +61,8 @@ def write_json(path: Path, value: object) -> Written:
     return write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add one line and flush it. A torn last line, left by a kill, is cut off first.
+def append(path: Path, lines: Iterable[str]) -> None:
+    """Add lines and flush them. A torn last line, left by a kill, is cut off first.
 
     Raises:
         RunError: The file system refused.
@@ -73,7 +73,7 @@ def append_line(path: Path, line: str) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.lseek(descriptor, _cut_torn_line(descriptor), os.SEEK_SET)
-            _write(descriptor, line.encode() + b"\n")
+            _write(descriptor, "".join(f"{line}\n" for line in lines).encode())
             _sync(descriptor)
         finally:
             os.close(descriptor)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,7 @@ from warmstart import durable
 from warmstart.errors import RunError, listed
 
 FORMAT = 1
+FLUSH_SECONDS = 1.0
 Status = Literal["running", "done", "failed"]
 _ANOTHER = "--out NEW, or --overwrite"
 
@@ -246,27 +248,46 @@ class RunDir:
         self._manifest = manifest
 
 
-@dataclass(frozen=True)
 class Journal:
-    """Lines of `metrics.jsonl` that belong to one stage; each line is flushed before `append` returns."""
+    """Lines of `metrics.jsonl` that belong to one stage.
 
-    path: Path
-    stage: str
+    Lines reach the disk about once a second and with `flush`: a flush takes milliseconds, a training step may take
+    less. Who saves a checkpoint flushes first, so that the lines up to it are there; the later ones are made again.
+    """
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self.stage = stage
+        self._waiting: list[str] = []
+        self._flushed = time.monotonic()
 
     def append(self, step: int, values: Mapping[str, float | int | str | None]) -> None:
         """Add one line. Numbers that are not finite become null, which every JSON reader takes."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        durable.append_line(self.path, json.dumps({"stage": self.stage, "step": step, **finite}))
+        self._waiting.append(json.dumps({"stage": self.stage, "step": step, **finite}))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put every waiting line on the disk.
+
+        Raises:
+            RunError: The file system refused.
+        """
+        if self._waiting:
+            durable.append(self.path, self._waiting)
+        self._waiting, self._flushed = [], time.monotonic()
 
     def drop_after(self, step: int) -> None:
         """Forget this stage's lines beyond a step: what a resumed fit is about to write again."""
+        self.flush()
         lines = _lines(self.path)
         kept = [line for line in lines if line.get("stage") != self.stage or int(str(line["step"])) <= step]
         if len(kept) < len(lines):
             durable.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, object]]:
-        """Return this stage's lines; a torn last line is left out."""
+        """Return this stage's lines on disk; a torn last line is left out."""
         return [line for line in _lines(self.path) if line.get("stage") == self.stage]
 
 

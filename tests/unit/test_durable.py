@@ -63,8 +63,8 @@ def test_a_torn_last_line_is_cut_off_before_the_next_is_added(tmp_path: Path) ->
         (b"a\n", b"a\n"),
     ):
         path.write_bytes(torn)
-        durable.append_line(path, "new")
-        assert path.read_bytes() == kept + b"new\n"
+        durable.append(path, ["new", "newer"])
+        assert path.read_bytes() == kept + b"new\nnewer\n"
 
 
 @pytest.mark.parametrize(

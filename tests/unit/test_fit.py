@@ -23,6 +23,9 @@ from warmstart.rundir import Journal
 from warmstart.strategies import Group
 
 CONSTANT = ScheduleConfig("constant", warmup_fraction=0.0)
+NO_TRAINING = (
+    "epochs=0 of 6 batches is no training, expected at least 1 of 1\n  fix: epochs=1, or more training examples"
+)
 
 
 def losses(folder: Path) -> list[float]:
@@ -391,8 +394,7 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
         (
             tinyfit.groups(net),
             replace(CONFIG, epochs=0),
-            "epochs=0 of 6 batches is no training, expected at least 1 of 1"
-            + "\n  fix: epochs=1, or more training examples",
+            NO_TRAINING,
         ),
     ):
         with pytest.raises(TrainingError) as caught:

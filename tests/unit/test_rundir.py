@@ -169,11 +169,14 @@ def test_lines_beyond_the_checkpoint_and_torn_ones_are_forgotten(tmp_path: Path)
         for step in (1, 2, 3):
             journal.append(step, {"loss": 0.5 * step})
             other.append(step, {"loss": float("nan")})
+        journal.flush()
+        other.flush()
         with (run.path / "metrics.jsonl").open("a") as file:
             file.write('{"stage": "head", "st')
         assert [line["step"] for line in journal.read()] == [1, 2, 3]
         journal.drop_after(1)
         journal.append(2, {"loss": 7.0})
+        journal.flush()
         assert [(line["step"], line["loss"]) for line in journal.read()] == [(1, 0.5), (2, 7.0)]
         assert [(line["step"], line["loss"]) for line in other.read()] == [(1, None), (2, None), (3, None)]
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
