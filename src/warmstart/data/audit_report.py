@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,7 +44,8 @@ class Finding:
 
     def to_json(self, ids: Sequence[str]) -> dict[str, object]:
         """Return a JSON-ready dict with ids in the place of rows."""
-        examples = [[ids[row] for row in case] for case in self.cases] or list(self.names)
+        cases = [[ids[row] for row in case] for case in self.cases]
+        examples: list[list[str]] | list[str] = cases or list(self.names)
         facts: dict[str, object] = {"name": self.name, "status": self.status, "count": self.count, "text": self.text}
         return facts | ({} if self.across is None else {"across": self.across}) | {"examples": examples}
 
@@ -65,6 +68,8 @@ class AuditReport:
     """Exact groups and near pairs whose labels disagree."""
     near: NearPairs
     """Pairs of near-copies; of exact copies only the first takes part."""
+    searched: bool
+    """False when near-copies were not looked for."""
     near_test_rows: np.ndarray
     leaked_groups: tuple[tuple[str, tuple[SplitName, ...]], ...]
     """Groups that stand in more than one split, and in which."""
@@ -140,7 +145,10 @@ def _groups_across(report: AuditReport) -> list[str]:
 
 def findings(report: AuditReport) -> tuple[Finding, ...]:
     """Say what every check found, each in one sentence."""
-    found = [_unreadable_finding(report), _exact_finding(report), _near_finding(report), _conflict_finding(report)]
+    found = [_unreadable_finding(report), _exact_finding(report)]
+    if report.searched:
+        found.append(_near_finding(report))
+    found.append(_conflict_finding(report))
     if report.dataset.groups is not None:
         found.append(_group_finding(report))
     if report.imbalance is not None:
@@ -153,28 +161,31 @@ def findings(report: AuditReport) -> tuple[Finding, ...]:
 
 def _unreadable_finding(report: AuditReport) -> Finding:
     names = tuple(f"{item.path or item.id}: {item.reason}" for item in report.quarantined)
-    text = f"{len(names)} files cannot be read and were set aside" if names else "every file can be read"
+    text = f"{_many(len(names), 'file')} set aside: unreadable" if names else "every file can be read"
     return Finding("unreadable files", "warning" if names else "ok", len(names), text, names=names[:SHOWN])
 
 
-def _across(report: AuditReport, cases: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Keep the cases whose rows, or copies of them, lie in more than one split."""
-    present = presence(report.first_copy, report.split_of)
-    return [case for case in cases if present[report.first_copy[list(case)]].any(0).sum() > 1]
-
-
 def _ordered(report: AuditReport, cases: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], int]:
-    """Put the cases across splits first; return how many they are."""
-    across = _across(report, cases)
-    first = set(across)
-    return across + [case for case in cases if case not in first], len(across)
+    """Put the cases whose rows, or copies of them, lie in more than one split first; return how many they are."""
+    places = presence(report.first_copy, report.split_of) @ np.array([1, 2, 4])  # a bit for each split
+    places = places[report.first_copy].tolist()
+    seen = [functools.reduce(operator.or_, (places[row] for row in case)) for case in cases]
+    across = [case for case, bits in zip(cases, seen, strict=True) if bits.bit_count() > 1]
+    within = [case for case, bits in zip(cases, seen, strict=True) if bits.bit_count() <= 1]
+    return across + within, len(across)
+
+
+def _many(count: int, noun: str) -> str:
+    """Write a number with its noun: `1 group`, `3 groups`, `2 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def _exact_finding(report: AuditReport) -> Finding:
     cases, across = _ordered(report, report.exact)
     extra = sum(len(case) - 1 for case in cases)
-    text = f"{extra} images repeat the pixels of another" if cases else "no two images have the same pixels"
-    text += f"; {across} groups of copies lie across splits" if across else ""
+    text = f"{_many(extra, 'image')} with the pixels of another" if cases else "no two images have the same pixels"
+    text += f"; {_many(across, 'group')} of copies across splits" if across else ""
     status: Status = "blocking" if across else "note" if cases else "ok"
     return Finding("exact duplicates", status, len(cases), text, across, tuple(cases[:SHOWN]))
 
@@ -184,11 +195,11 @@ def _near_finding(report: AuditReport) -> Finding:
     pairs = list(zip(report.near.left[order].tolist(), report.near.right[order].tolist(), strict=True))
     cases, across = _ordered(report, pairs)
     images = len(np.unique(np.concatenate([report.near.left, report.near.right])))
-    text = f"{images} images are near-copies of another" if cases else "no near-copies"
+    text = f"{_many(images, 'image')} in {_many(len(cases), 'pair')} of near-copies" if cases else "no near-copies"
     if len(report.near_test_rows):
         text += (
-            f"; {len(report.near_test_rows)} test images have a copy or near-copy in train or val, and test metrics are"
-            " given with and without them"
+            f"; {_many(len(report.near_test_rows), 'test image')} with a copy or near-copy in train or val:"
+            " test metrics are given with and without"
         )
     status: Status = "warning" if across else "note" if cases else "ok"
     return Finding("near-duplicates", status, len(cases), text, across, tuple(cases[:SHOWN]))
@@ -196,20 +207,24 @@ def _near_finding(report: AuditReport) -> Finding:
 
 def _conflict_finding(report: AuditReport) -> Finding:
     cases, across = _ordered(report, report.conflicts)
-    text = f"{len(cases)} groups of copies have different labels" if cases else "copies agree in their labels"
+    text = f"{_many(len(cases), 'group')} of copies with different labels" if cases else "copies agree in their labels"
     return Finding("conflicting labels", "warning" if cases else "ok", len(cases), text, across, tuple(cases[:SHOWN]))
 
 
 def _group_finding(report: AuditReport) -> Finding:
     count = len(report.leaked_groups)
     names = tuple(f"{name}: in {' and '.join(places)}" for name, places in report.leaked_groups[:SHOWN])
-    text = f"{count} groups stand in more than one split" if count else "no group stands in more than one split"
+    text = f"{_many(count, 'group')} in more than one split" if count else "no group stands in more than one split"
     return Finding("group leakage", "blocking" if count else "ok", count, text, count, names=names)
 
 
 def _tiny_finding(report: AuditReport) -> Finding:
     names = tuple(f"{name}: {count}" for name, count in report.tiny_classes)
-    text = f"{len(names)} classes have fewer than {MIN_CLASS} train examples" if names else "every class has enough"
+    text = (
+        f"{_many(len(names), 'class')} with fewer than {MIN_CLASS} train examples"
+        if names
+        else "every class has enough"
+    )
     return Finding("tiny classes", "warning" if names else "ok", len(names), text, names=names[:SHOWN])
 
 
@@ -223,14 +238,14 @@ def _imbalance_finding(report: AuditReport) -> Finding:
 def _mixed_finding(report: AuditReport) -> Finding:
     mixed = int(len(report.sizes) > 1) + int(len(report.modes) > 1)
     names = tuple(f"{name}: {count}" for name, count in (*report.sizes[:10], *report.modes))
-    text = f"{len(report.sizes)} sizes and {len(report.modes)} colour modes"
+    text = f"{_many(len(report.sizes), 'size')}, {_many(len(report.modes), 'colour mode')}"
     return Finding("mixed sizes and modes", "note" if mixed else "ok", mixed, text, names=names)
 
 
 def _label_finding(report: AuditReport) -> Finding:
     issues = report.label_issues or ()
     rows = list(dict.fromkeys(issue.row for issue in issues))
-    text = f"{len(rows)} labels in train and val look wrong" if rows else "no label looks wrong"
+    text = f"{_many(len(rows), 'doubtful label')} in train and val" if rows else "no label looks wrong"
     return Finding(
         "suspected label errors", "warning" if rows else "ok", len(rows), text, cases=tuple((r,) for r in rows[:SHOWN])
     )

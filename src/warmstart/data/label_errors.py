@@ -245,24 +245,27 @@ def _components(features: np.ndarray) -> np.ndarray:
         features: float (N, D), may be memory-mapped. Returns float64 (N, at most NUM_COMPONENTS).
     """
     count, dim = features.shape
-    mean = sum((chunk.sum(0) for chunk in _chunks(features)), np.zeros(dim)) / count
-    spread = sum((((chunk - mean) ** 2).sum(0) for chunk in _chunks(features)), np.zeros(dim)) / count
-    scale = 1 / np.sqrt(np.where(spread > 0, spread, 1.0))
+    mean = sum((chunk.sum(0, dtype=np.float64) for chunk in _chunks(features)), np.zeros(dim)) / count
+    spread = (
+        sum((np.square(chunk - mean, dtype=np.float64).sum(0) for chunk in _chunks(features)), np.zeros(dim)) / count
+    )
+    scale = (1 / np.sqrt(np.where(spread > 0, spread, 1.0))).astype(np.float32)
+    centre = mean.astype(np.float32)
     if dim <= NUM_COMPONENTS:
-        return np.concatenate([(chunk - mean) * scale for chunk in _chunks(features)])
-    gram = np.zeros((dim, dim), np.float32)
-    for chunk in _chunks(features):
-        standard = ((chunk - mean) * scale).astype(np.float32)
-        gram += standard.T @ standard
+        return np.concatenate([(chunk - centre) * scale for chunk in _chunks(features)]).astype(np.float64)
     from scipy.linalg import eigh
 
-    basis = eigh(gram, subset_by_index=(dim - NUM_COMPONENTS, dim - 1))[1].astype(np.float64)
-    return np.concatenate([((chunk - mean) * scale) @ basis for chunk in _chunks(features)])
+    gram = np.zeros((dim, dim), np.float32)
+    for chunk in _chunks(features):
+        standard = (chunk - centre) * scale
+        gram += standard.T @ standard
+    basis = eigh(gram, subset_by_index=(dim - NUM_COMPONENTS, dim - 1))[1] * scale[:, None]
+    return np.concatenate([(chunk - centre) @ basis for chunk in _chunks(features)]).astype(np.float64)
 
 
 def _chunks(features: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(features), CHUNK_ROWS):
-        yield np.asarray(features[start : start + CHUNK_ROWS], np.float64)
+        yield np.asarray(features[start : start + CHUNK_ROWS], np.float32)
 
 
 def _off_diagonal(joint: np.ndarray) -> np.ndarray:
@@ -272,8 +275,8 @@ def _off_diagonal(joint: np.ndarray) -> np.ndarray:
     order = np.argsort(counts - joint, axis=1, kind="stable")  # largest remainder first
     for row, missing in enumerate(short):
         counts[row, order[row, :missing]] += 1
-    for row in np.flatnonzero((counts.diagonal() == 0) & (counts.sum(1) > 0)):
-        counts[row, counts[row].argmax()] -= 1
+    for empty in np.flatnonzero((counts.diagonal() == 0) & (counts.sum(1) > 0)):
+        counts[empty, counts[empty].argmax()] -= 1
     np.fill_diagonal(counts, 0)
     return counts.astype(np.int64)
 
