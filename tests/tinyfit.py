@@ -23,7 +23,7 @@ from warmstart import runtime
 from warmstart.data import Batch
 from warmstart.fit import FitConfig, FitResult, Step, fit
 from warmstart.optim import OptimConfig, ScheduleConfig
-from warmstart.strategies import Group
+from warmstart.strategies import Group, Statistics
 
 ROWS, DIM, CLASSES, BATCH = 44, 6, 3, 8
 STEPS = 6  # the last batch is short: 44 = 5 * 8 + 4
@@ -55,9 +55,9 @@ class Net(nn.Module):
         return out
 
 
-def groups(net: Net, body_from: int = 0) -> list[Group]:
-    """Body and head learn."""
-    body = Group("body", tuple(net.body.parameters()), (net.body,), 0.5, body_from)
+def groups(net: Net, body_from: int = 0, statistics: Statistics = "adapt") -> list[Group]:
+    """Body and head learn, and the body's batch-norm follows the batches."""
+    body = Group("body", tuple(net.body.parameters()), (net.body,), 0.5, body_from, statistics)
     return [body, Group("head", tuple(net.head.parameters()), (net.head,))]
 
 

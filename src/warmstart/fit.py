@@ -419,7 +419,7 @@ def _identity(job: _Job, learned: Learned) -> dict[str, object]:
         del config[free]
     facts = {f"optim.{k}": v for k, v in config.pop("optim").items()}
     facts |= {f"schedule.{k}": v for k, v in config.pop("schedule").items()}
-    groups = [f"{g.name} {g.lr_scale!r} {g.from_epoch} {len(g.parameters)}" for g in job.groups]
+    groups = [f"{g.name} {g.lr_scale!r} {g.from_epoch} {g.statistics} {len(g.parameters)}" for g in job.groups]
     shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in learned.tensors().items()]
     facts |= {"groups": runtime.digest(*groups), "tensors": runtime.digest(*shapes)}
     return config | facts | {"batches": job.steps_per_epoch, "higher_is_better": job.higher_is_better}

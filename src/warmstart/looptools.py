@@ -178,7 +178,7 @@ def set_modes(
     for group in awake:
         for part in group.modules:
             part.train()
-        if group.statistics == "still":
+        if group.statistics == "still" and statistics == "still":
             for norm in norms(group.modules):
                 norm.eval()
         for parameter in group.parameters:

@@ -173,6 +173,23 @@ def test_frozen_tensors_keep_their_bits_and_sleeping_groups_theirs_until_they_wa
         assert moved == [epoch >= since for epoch in range(4)], name
 
 
+def test_statistics_of_a_learning_group_stay_still_unless_told_to_adapt(tmp_path: Path) -> None:
+    for statistics in ("still", "adapt"):
+        net = Net()
+        fit(
+            net,
+            tinyfit.groups(net, statistics=statistics),
+            forward=tinyfit.forward,
+            batches=tinyfit.batches(),
+            steps_per_epoch=STEPS,
+            config=replace(CONFIG, epochs=1),
+            folder=tmp_path / statistics,
+        )
+        before, after = tinyfit.bits(Net()), tinyfit.bits(net)
+        assert after["body.1.weight"] != before["body.1.weight"]
+        assert (after["body.1.running_mean"] == before["body.1.running_mean"]) == (statistics == "still")
+
+
 def test_statistics_drift_when_asked_as_in_a_loop_that_forgets_eval(tmp_path: Path) -> None:
     _, net = tinyfit.run(tmp_path, Setup(replace(CONFIG, statistics="drift")))
     before, after = tinyfit.bits(Net()), tinyfit.bits(net)
