@@ -223,6 +223,21 @@ def test_the_best_epoch_wins_a_tie_keeps_the_earlier_and_patience_ends_the_fit(t
     assert torch.equal(saved["head.weight"], net.head.weight) and "frozen.0.weight" not in saved
 
 
+def test_a_plateau_of_val_drops_the_rate(tmp_path: Path) -> None:
+    net, told = Net(), iter([3.0, 2.0, 4.0, 4.0, 4.0])
+    result = fit(
+        net,
+        tinyfit.groups(net),
+        forward=tinyfit.forward,
+        batches=tinyfit.batches(),
+        steps_per_epoch=STEPS,
+        config=replace(CONFIG, epochs=5, schedule=ScheduleConfig("plateau", 0.0, step_epochs=0, factor=0.5)),
+        folder=tmp_path,
+        validate=lambda: next(told),
+    )
+    assert [record.lr for record in result.history] == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025])
+
+
 def test_lower_is_better_and_a_metric_that_is_not_a_number_never_wins(tmp_path: Path) -> None:
     for metrics, best in (([3.0, 1.0, 2.0, 1.0], 1), ([math.nan, 3.0, math.nan, 4.0], 1)):
         net, told = Net(), iter(metrics)

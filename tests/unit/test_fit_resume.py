@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import tinyfit
 from tinyfit import CONFIG, KILLED, Net, Setup
@@ -17,6 +18,7 @@ from warmstart import checkpoint, durable
 from warmstart.errors import CheckpointError, RunError
 from warmstart.fit import FitResult
 from warmstart.optim import OptimConfig, ScheduleConfig
+from warmstart.resume import Keeper, State
 from warmstart.rundir import Journal
 
 FAULTY = Setup(replace(CONFIG, epochs=2, checkpoint_steps=4))
@@ -123,11 +125,39 @@ def test_every_optimizer_and_schedule_resumes_exactly(tmp_path: Path, name: str,
         schedule=ScheduleConfig(schedule, step_epochs=0),
         checkpoint_steps=4,
         epochs=3,
+        ema_decay=0.9,
     )
     whole, expected = tinyfit.run(tmp_path / "whole", Setup(config, body_from=1))
     hurt(tmp_path / "hurt", Setup(config, body_from=1))
     result, net = tinyfit.run(tmp_path / "hurt", Setup(config, body_from=1))
     assert tinyfit.bits(net) == tinyfit.bits(expected) and timeless(result) == timeless(whole)
+
+
+def test_an_older_generation_still_finds_the_best_weights_that_it_names(tmp_path: Path) -> None:
+    def saved(keeper: Keeper, state: State, epoch: int) -> None:
+        state.best = keeper.save_best({"w": torch.tensor(float(epoch))}, metric=float(epoch), epoch=epoch)
+
+    state, keeper = State(), Keeper(tmp_path, {})
+    for epoch in (1, 2):
+        saved(keeper, state, epoch)
+        keeper.save(state, {}, {})
+    again = Keeper(tmp_path, {})
+    assert again.resume() is not None
+    saved(again, state, 3)
+    (tmp_path / "00000002.json").write_bytes(b"")
+    fallen = Keeper(tmp_path, {})
+    found = fallen.resume()
+    assert found is not None and found[0].best is not None and found[0].best.epoch == 1
+    assert fallen.load_best(found[0].best)["w"] == 1.0
+    for epoch in (4, 5):
+        saved(again, state, epoch)
+        again.save(state, {}, {})
+    saved(again, state, 6)
+    assert [path.name for path in sorted(tmp_path.glob("best-*"))] == [
+        "best-00004.safetensors",
+        "best-00005.safetensors",
+        "best-00006.safetensors",
+    ]
 
 
 def test_a_checkpoint_of_another_fit_is_refused_by_name(tmp_path: Path) -> None:
