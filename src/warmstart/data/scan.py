@@ -204,7 +204,8 @@ def _thumbnail(picture: Image) -> np.ndarray:
 def _mode(item: Input, data: bytes | None) -> str:
     """Name how the pixels are stored: Pillow's mode of a file or picture, the shape of an array."""
     if data is not None:
-        return images._open(data).mode  # reads the header only
+        with images._quiet():
+            return images._open(data).mode  # reads the header only
     if isinstance(item, np.ndarray):
         channels = 1 if item.ndim == 2 else item.shape[2]
         return {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
