@@ -419,6 +419,15 @@ def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_several_processes_are_refused_rather_than_trained_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(TrainingError) as caught:
+        tinyfit.run(tmp_path)
+    assert str(caught.value) == "2 processes were started, expected one\n  fix: start it without a launcher"
+
+
 def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     net = Net()
     for learning, config, text in (

@@ -76,6 +76,15 @@ def test_a_folder_of_somebody_else_is_never_touched(tmp_path: Path, overwrite: b
         opened(tmp_path / "photos" / "cat.png")
 
 
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError) as caught:
+        opened(tmp_path / "file" / "run")
+    assert str(caught.value) == (
+        f"cannot write to {tmp_path}/file/run: Not a directory\n  fix: --out NEW, in a place you may write to"
+    )
+
+
 def test_a_run_in_use_is_refused_even_within_one_process(tmp_path: Path) -> None:
     with opened(tmp_path / "run"):
         with pytest.raises(RunError) as caught:
