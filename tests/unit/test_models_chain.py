@@ -128,6 +128,14 @@ def test_unknown_architectures_have_a_closest_name(arch: str, said: str) -> None
     assert str(caught.value) == said
 
 
+def test_a_network_that_never_classified_is_refused() -> None:
+    with torch.device("meta"):
+        encoder = timm.create_model("qwen3_vit_88m_enc")
+    with pytest.raises(SourceError) as caught:
+        as_backbone(encoder, InputSpec())
+    assert str(caught.value) == ("timm's Qwen3VitEncoder is no classification network\n  fix: warmstart list backbones")
+
+
 def test_specs_come_from_the_libraries() -> None:
     lite = specs.of_arch("timm:tf_efficientnet_lite0")
     assert (lite.mean, lite.std, lite.image_size, lite.fixed_size) == ((0.5,) * 3, (0.5,) * 3, 224, False)

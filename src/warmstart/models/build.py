@@ -119,6 +119,9 @@ def as_backbone(network: nn.Module, spec: InputSpec, *, keep_classifier: bool = 
         network: With the classifier of its library.
         spec: The input spec of its weights.
         keep_classifier: False when the classifier is not part of the weights.
+
+    Raises:
+        SourceError: The network was never meant to classify, so nothing says what its pooled features are.
     """
     library = type(network).__module__.partition(".")[0]
     classifier = _take_classifier_timm(network) if library == "timm" else _take_classifier_torchvision(network)
@@ -134,6 +137,8 @@ def as_backbone(network: nn.Module, spec: InputSpec, *, keep_classifier: bool = 
 
 
 def _take_classifier_timm(network: nn.Module) -> nn.Linear | None:
+    if not hasattr(network, "get_classifier"):
+        raise SourceError(f"timm's {type(network).__name__} is no classification network", "warmstart list backbones")
     classifier = network.get_classifier()  # type: ignore[operator]
     network.reset_classifier(0)  # type: ignore[operator]
     return classifier if isinstance(classifier, nn.Linear) else None

@@ -179,16 +179,18 @@ def whole_groups(network: nn.Module, parts: Sequence[tuple[str, Sequence[str]]])
 
 def _owned_modules(network: nn.Module, parts: Sequence[set[str]]) -> list[tuple[str, ...]]:
     """Find for each part the topmost modules that lie wholly in it, then the parameters that no such module holds."""
-    part_of = {name: index for index, names in enumerate(parts) for name in names}
+    # By identity, because a shared parameter has one name here and another there.
+    own = dict(network.named_parameters())
+    part_of = {id(own[name]): index for index, names in enumerate(parts) for name in names}
     owned: list[list[str]] = [[] for _ in parts]
 
     def visit(module: nn.Module, path: str, around: int) -> None:
-        below = {part_of[f"{path}{name}"] for name, _ in module.named_parameters()}
+        below = {part_of[id(parameter)] for parameter in module.parameters()}
         if path and len(below) <= 1:
             owned[next(iter(below), around)].append(path.removesuffix("."))
             return
-        for name, _ in module.named_parameters(recurse=False):
-            owned[part_of[f"{path}{name}"]].append(f"{path}{name}")
+        for name, parameter in module.named_parameters(recurse=False):
+            owned[part_of[id(parameter)]].append(f"{path}{name}")
         for name, child in module.named_children():
             visit(child, f"{path}{name}.", max(below))
 

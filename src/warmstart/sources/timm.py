@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from warmstart.models import Backbone
 
+ENCODER = "_enc"
+"""End of the names of vision parts of language models, which never classified."""
 FILES = ("model.safetensors", "pytorch_model.bin")
 TRAINED_ON = {
     "in1k": "ImageNet-1k",
@@ -105,7 +107,8 @@ def _full(names: Sequence[str]) -> list[str]:
 def _all_cards() -> list[Card]:
     import timm
 
-    configs = (timm.get_pretrained_cfg(name) for name in timm.list_pretrained())
+    names = (name for name in timm.list_pretrained() if not name.partition(".")[0].endswith(ENCODER))
+    configs = (timm.get_pretrained_cfg(name) for name in names)
     return [_card(cfg) for cfg in configs if cfg is not None]
 
 
