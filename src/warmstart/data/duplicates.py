@@ -37,13 +37,13 @@ MAX_PARTNERS = 4
 """Nearest candidates kept per picture and split: 10,000 frames of one film are told without 50 million pairs."""
 SAME_RESIDUAL, SAME_AGREEMENT = 0.03, 0.6
 """Copies made so small that their detail is lost still have nearly equal shapes."""
-MIN_AGREEMENT, MAX_AGREEMENT = 0.75, 0.93
+MIN_AGREEMENT, MAX_AGREEMENT = 0.85, 0.93
 """Limits of the bar for agreement; between them it is what 1 in 2,000 background pairs would reach."""
 BACKGROUND_RESIDUAL, BACKGROUND_SIGMAS = 0.3, 3.3
 """Pairs of a larger residual are the background: alike, and hardly ever copies."""
 MIN_BACKGROUND = 50
 """With fewer background pairs the bar stays at its lower limit."""
-GREY = 0.15
+GREY = 0.2
 """Features decide on pairs whose agreement is this much below the bar, or above it and below `CERTAIN`."""
 CERTAIN = 0.95
 WEAK_QUANTILE, STRONG_QUANTILE = 0.05, 0.95
