@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from warmstart.report import facts as f
-from warmstart.report import pictures
+from warmstart.reporting import facts as f
+from warmstart.reporting import pictures
 from warmstart.tasks import Metric
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -528,7 +528,7 @@ ALL: dict[str, Callable[[], f.Facts]] = {
 }
 
 if __name__ == "__main__":
-    from warmstart import report
+    from warmstart import reporting
 
     for name, make in ALL.items():
-        report.write(make(), Path(sys.argv[1]) / name)
+        reporting.write(make(), Path(sys.argv[1]) / name)

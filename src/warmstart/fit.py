@@ -55,8 +55,6 @@ class FitConfig:
     """What to do when a loss or gradient is not finite; `skip` looks at every loss, which makes a GPU wait."""
     precision: runtime.Precision = "auto"
     """Number format of the forward pass."""
-    statistics: Literal["still", "drift"] = "still"
-    """Whether batch-norm statistics of frozen modules stay, or follow the batches as where `eval` is forgotten."""
     seed: int = 0
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints; the fit's end always has one."""
@@ -207,7 +205,7 @@ def _train(job: _Job, gear: _Gear) -> None:
     while state.finished is None:
         epoch = state.epoch
         last = (epoch + 1) * job.steps_per_epoch
-        active = looptools.set_modes(job.module, job.groups, epoch, config.statistics)
+        active = looptools.set_modes(job.module, job.groups, epoch)
         with looptools.closing(job.batches(epoch, state.step - epoch * job.steps_per_epoch)) as batches:
             for batch in batches:
                 looptools.seed_step(gear.accelerator.device, config.seed, state.step)
@@ -362,7 +360,7 @@ def _gear(job: _Job, root: Path, name: str) -> _Gear:
     accelerator = looptools.accelerator(job.module, config.precision)
     device = accelerator.device
     lr, lr_reason = _learning_rate(job)
-    learned = Learned.of(job.module, job.groups, statistics=config.statistics)
+    learned = Learned.of(job.module, job.groups)
     optimizer = optim.build(job.groups, config.optim, lr=lr)
     guards.check_optimized(job.head, job.groups, optimizer)
     gear = _Gear(

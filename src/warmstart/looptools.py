@@ -169,16 +169,14 @@ def _mixed_precision(device: torch.device, precision: runtime.Precision) -> Lite
     return "no" if precision == "fp32" else precision
 
 
-def set_modes(
-    module: nn.Module, groups: Sequence[Group], epoch: int, statistics: Literal["still", "drift"]
-) -> list[nn.Parameter]:
+def set_modes(module: nn.Module, groups: Sequence[Group], epoch: int) -> list[nn.Parameter]:
     """Freeze everything, then thaw the groups whose epoch has come; return the parameters that learn."""
-    module.train(statistics == "drift").requires_grad_(False)
+    module.eval().requires_grad_(False)
     awake = [group for group in groups if group.from_epoch <= epoch]
     for group in awake:
         for part in group.modules:
             part.train()
-        if group.statistics == "still" and statistics == "still":
+        if group.statistics == "still":
             for norm in norms(group.modules):
                 norm.eval()
         for parameter in group.parameters:

@@ -11,8 +11,8 @@ from warmstart import evaluation
 from warmstart.data import SPLITS, images
 from warmstart.judge import Judged
 from warmstart.prepare import Prepared
-from warmstart.report import facts as f
-from warmstart.report import pictures
+from warmstart.reporting import facts as f
+from warmstart.reporting import pictures
 
 PER_CLASS = 4
 MAX_CLASSES = 40
@@ -62,7 +62,7 @@ def explanations(data: Prepared, judged: Judged) -> tuple[tuple[f.Explanation, .
         return (), ""
     import torch
 
-    from warmstart.report import explain
+    from warmstart.reporting import explain
 
     seen = judged.predictions
     wrong = evaluation.worst(data.task, seen, limit=NUM_EXPLAINED // 2)

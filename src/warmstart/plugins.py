@@ -73,6 +73,7 @@ def load(kind: str, name: str) -> type:
     return plugin
 
 
+@cache
 def options(plugin: type) -> tuple[Option, ...]:
     """Read the options of a plug-in from its fields and the strings under them.
 

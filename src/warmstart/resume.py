@@ -92,12 +92,12 @@ class Learned:
     frozen: dict[str, Tensor]
 
     @staticmethod
-    def of(module: nn.Module, groups: Sequence[Group], *, statistics: Literal["still", "drift"]) -> Learned:
+    def of(module: nn.Module, groups: Sequence[Group]) -> Learned:
         """Sort the tensors of a module by whether they are in a group."""
         wanted = {id(parameter) for group in groups for parameter in group.parameters}
-        trained = [module] if statistics == "drift" else [m for group in groups for m in group.modules]
+        trained = [part for group in groups for part in group.modules]
         still = [norm for group in groups if group.statistics == "still" for norm in looptools.norms(group.modules)]
-        kept = {id(buffer) for norm in still for buffer in norm.buffers()} if statistics == "still" else set()
+        kept = {id(buffer) for norm in still for buffer in norm.buffers()}
         moving = {id(buffer) for part in trained for buffer in part.buffers()} - kept
         parameters = {name: p for name, p in module.named_parameters() if id(p) in wanted}
         buffers = {name: b for name, b in module.named_buffers() if id(b) in moving}

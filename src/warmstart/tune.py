@@ -19,7 +19,7 @@ from warmstart.extract import Extracted
 from warmstart.heads import Solved
 from warmstart.models.model import LinearHead, Model
 from warmstart.prepare import Prepared
-from warmstart.report.facts import Curve, Series
+from warmstart.reporting.facts import Curve, Series
 from warmstart.rundir import RunDir
 from warmstart.session import Session
 from warmstart.strategies import Group, Strategy

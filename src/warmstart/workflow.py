@@ -15,7 +15,7 @@ from warmstart.config import Sourced
 from warmstart.errors import RunError
 from warmstart.options import Options
 from warmstart.progress import Progress, Silent
-from warmstart.report.facts import Facts
+from warmstart.reporting.facts import Facts
 from warmstart.rundir import RunDir
 from warmstart.session import Session
 from warmstart.tasks import Metric
@@ -201,7 +201,7 @@ def report(run_folder: str | Path) -> Path:
     Raises:
         RunError: No finished run here.
     """
-    import warmstart.report as reporting
+    from warmstart import reporting
 
     folder = RunDir.load(run_folder).path
     return reporting.write(reporting.read(folder), folder)
@@ -276,7 +276,7 @@ def _cache(given: Options) -> Cache:
 
 def _finished(session: Session) -> Run:
     """Return what a finished run found; repeating its command costs nothing."""
-    import warmstart.report as reporting
+    from warmstart import reporting
 
     facts = reporting.read(session.folder.path)
     return Run(session.folder.path, facts, facts.answer.seconds)

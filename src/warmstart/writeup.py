@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-import warmstart.report as reporting
-from warmstart import calibrate, config, evaluation, pictured, runtime
+from warmstart import calibrate, config, evaluation, pictured, reporting, runtime
 from warmstart.compare import Comparison
 from warmstart.data import SPLITS
 from warmstart.judge import Judged
 from warmstart.prepare import Prepared
-from warmstart.report import facts as f
+from warmstart.reporting import facts as f
 from warmstart.session import Session
 from warmstart.tasks import Metric
 from warmstart.tune import Trial

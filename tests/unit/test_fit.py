@@ -190,13 +190,6 @@ def test_statistics_of_a_learning_group_stay_still_unless_told_to_adapt(tmp_path
         assert (after["body.1.running_mean"] == before["body.1.running_mean"]) == (statistics == "still")
 
 
-def test_statistics_drift_when_asked_as_in_a_loop_that_forgets_eval(tmp_path: Path) -> None:
-    _, net = tinyfit.run(tmp_path, Setup(replace(CONFIG, statistics="drift")))
-    before, after = tinyfit.bits(Net()), tinyfit.bits(net)
-    assert after["frozen.1.running_mean"] != before["frozen.1.running_mean"]
-    assert after["frozen.0.weight"] == before["frozen.0.weight"]
-
-
 def test_the_best_epoch_wins_a_tie_keeps_the_earlier_and_patience_ends_the_fit(tmp_path: Path) -> None:
     told = iter([0.5, 0.7, 0.7, 0.6, 0.9])
     net, kept = Net(), {}

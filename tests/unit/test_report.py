@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import sample_facts
-from warmstart import plugins, report
+from warmstart import plugins, reporting
 from warmstart.data import Dataset
 from warmstart.errors import RunError
-from warmstart.report import card, charts, facts, pictures, render, svg, words
+from warmstart.reporting import card, charts, facts, pictures, render, svg, words
 from warmstart.tasks import Metric
 
 VOID = {"meta", "img", "br", "wbr", "link", "hr", "input"}
@@ -216,12 +216,12 @@ def test_foreign_json_gives_the_two_line_error() -> None:
 
 def test_write_and_read(tmp_path: Path) -> None:
     found = ALL["minimal"]
-    page = report.write(found, tmp_path / "run")
+    page = reporting.write(found, tmp_path / "run")
     assert page == tmp_path / "run" / "report.html"
     assert sorted(path.name for path in page.parent.iterdir()) == ["README.md", "report.html", "report.json"]
-    assert report.read(page.parent) == found
+    assert reporting.read(page.parent) == found
     with pytest.raises(RunError, match=r"cannot read .*report\.json: No such file or directory"):
-        report.read(tmp_path)
+        reporting.read(tmp_path)
 
 
 def test_empty_sections_vanish_or_say_why() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from warmstart.models import Features, InputSpec, LayerGroup
 from warmstart.models.build import as_backbone
 from warmstart.models.model import LinearHead, Model
-from warmstart.report import explain
+from warmstart.reporting import explain
 
 SIDE, SQUARE = 32, 8
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from warmstart.errors import RunError
-from warmstart.report import jsonable
+from warmstart.reporting import jsonable
 from warmstart.tasks import Metric
 
 SCHEMA = 1

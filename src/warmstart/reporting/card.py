@@ -7,8 +7,8 @@ import math
 import re
 from collections.abc import Iterable
 
-from warmstart.report import render, words
-from warmstart.report.facts import Facts
+from warmstart.reporting import render, words
+from warmstart.reporting.facts import Facts
 from warmstart.tasks import Metric
 
 MOST_CLASSES = 50

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from warmstart.report import pictures, svg, words
-from warmstart.report.facts import Bin, Calibration, Compared, Confusion, Curve, Histogram, Scatter
-from warmstart.report.svg import Plot
+from warmstart.reporting import pictures, svg, words
+from warmstart.reporting.facts import Bin, Calibration, Compared, Confusion, Curve, Histogram, Scatter
+from warmstart.reporting.svg import Plot
 from warmstart.tasks import Metric
 
 MOST_POINTS = 1500

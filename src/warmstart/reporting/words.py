@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from warmstart.report.facts import Answer, Compared, Facts
+from warmstart.reporting.facts import Answer, Compared, Facts
 from warmstart.tasks import Metric
 
 MISSING = "–"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from warmstart.report import words
+from warmstart.reporting import words
 
 Scale = Callable[[float], float]
 

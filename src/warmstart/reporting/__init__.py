@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from warmstart import durable
-from warmstart.report.facts import Facts
+from warmstart.reporting.facts import Facts
 
 __all__ = ["Facts", "read", "write"]
 
@@ -23,7 +23,7 @@ def write(facts: Facts, folder: Path) -> Path:
     Raises:
         RunError: The file system refused.
     """
-    from warmstart.report import card, render
+    from warmstart.reporting import card, render
 
     durable.write_text(folder / "report.json", facts.dumps())
     durable.write_text(folder / "README.md", card.markdown(facts))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from warmstart.report.facts import AuditFacts, DataFacts, Facts, Shown
+from warmstart.reporting.facts import AuditFacts, DataFacts, Facts, Shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from markupsafe import Markup
 
-from warmstart.report import charts, pictures, svg, words
-from warmstart.report.facts import ClassCount, ClassResult, Compared, Facts
+from warmstart.reporting import charts, pictures, svg, words
+from warmstart.reporting.facts import ClassCount, ClassResult, Compared, Facts
 from warmstart.tasks import Metric
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("warmstart.report"),
+        loader=PackageLoader("warmstart.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
