@@ -19,7 +19,7 @@ from warmstart.trained import TrainedModel
 Pictures = Sequence[Input | str] | np.ndarray
 
 
-class _Fitted(BaseEstimator):
+class _Fitted(BaseEstimator):  # type: ignore[misc]
     """What both estimators share: their parameters, and a fit through `finetune`."""
 
     model_: TrainedModel
@@ -70,7 +70,7 @@ class _Fitted(BaseEstimator):
         return self.model_.predict_proba(X)
 
 
-class WarmstartClassifier(ClassifierMixin, _Fitted):
+class WarmstartClassifier(ClassifierMixin, _Fitted):  # type: ignore[misc]
     """Fine-tune a pretrained backbone to tell classes apart.
 
     Args:
@@ -113,7 +113,7 @@ class WarmstartClassifier(ClassifierMixin, _Fitted):
         return np.asarray(self.classes_[values.argmax(axis=1)])
 
 
-class WarmstartRegressor(RegressorMixin, _Fitted):
+class WarmstartRegressor(RegressorMixin, _Fitted):  # type: ignore[misc]
     """Fine-tune a pretrained backbone to predict numbers; arguments are those of `WarmstartClassifier`.
 
     Shape:

@@ -64,10 +64,16 @@ class L2Sp:
         headed = [(p, p.detach().clone() if kept else p.detach().clone().zero_()) for p in head.parameters]
 
         def omega() -> Tensor:
-            far = sum((w - start).pow(2).sum() for w, start in pulled)
-            return 0.5 * self.alpha * far + 0.5 * self.beta * sum((w - start).pow(2).sum() for w, start in headed)
+            return 0.5 * (self.alpha * _distance(pulled) + self.beta * _distance(headed))
 
         return omega
+
+
+def _distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum the squared distances of weights from where they started."""
+    import torch
+
+    return torch.stack([(weights - start).pow(2).sum() for weights, start in pairs]).sum()
 
 
 PLUGIN = L2Sp
