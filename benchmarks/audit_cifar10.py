@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -245,7 +246,8 @@ def main() -> None:
     }
     common.RESULTS.mkdir(parents=True, exist_ok=True)
     path = common.RESULTS / "audit_cifar10.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    text = re.sub(r"\[\n\s+(\d+),\n\s+(\d+)\n\s+\]", r"[\1, \2]", json.dumps(content, indent=1))  # a pair a line
+    path.write_text(text + "\n")
     print(path)
 
 
