@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,21 @@ class Recipe:
     """Seconds for the whole command; words such as 90s, 10m and 2h are understood."""
 
 
+LEAST = {
+    "data.image_size": 1,
+    "data.resize": 1,
+    "data.views": 1,
+    "data.workers": 0,
+    "schedule.step_epochs": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "micro_batch": 1,
+    "early_stopping": 1,
+}
+"""The smallest value of each count."""
+
 Owner = TypeVar("Owner")
+Value = TypeVar("Value")
 PLUGIN_KEYS = {"task": "task", "strategy": "strategy"}
 SECTIONS: dict[str, type] = {"data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
 
@@ -195,7 +210,7 @@ def read_recipe(
         _merge(values, origins, _flat(_load_toml(Path(path))), f"{FILE} {Path(path).name}")
     _merge(values, origins, {key: value for key, value in (named or {}).items() if value is not None}, COMMAND)
     _merge(values, origins, dict(_split_word(word) for word in overrides), COMMAND)
-    return Sourced(build(values), origins)
+    return Sourced(build(values), _spelt_out(origins, values.get("strategy.name")))
 
 
 def build(values: Mapping[str, object]) -> Recipe:
@@ -204,7 +219,7 @@ def build(values: Mapping[str, object]) -> Recipe:
     Raises:
         RecipeError: See `read_recipe`.
     """
-    values = _bare_options(values)
+    values = _spelt_out(values, values.get("strategy.name"))
     problems: list[tuple[str, str]] = []
     recipe = Recipe()
     for key, value in values.items():
@@ -274,16 +289,18 @@ def keys(recipe: Recipe) -> list[str]:
 
 
 def to_toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
-    """Write a recipe as TOML; values that are None are left out, so that reading it back gives the same recipe."""
+    """Write a recipe as TOML that reads back as the same recipe: what is open is left out, what was turned off says so."""
     plain: list[str] = []
     tables: dict[str, list[str]] = {}
     for key in keys(recipe):
         value = get_key(recipe, key)
-        if value is None:
-            continue
         section, _, rest = key.partition(".")
+        if value is None:
+            if get_key(Recipe(), key) is None:
+                continue
+            value = "none"
         origin = origins.get(key) or origins.get(section if rest == "name" else key, DEFAULT)
-        line = f"{rest or key} = {_toml_value(value)}  # {origin}"
+        line = f"{rest or key} = {_toml_value(value)}  # {_one_line(origin)}"
         tables.setdefault(section, []).append(line) if rest else plain.append(line)
     blocks = ["\n".join(plain)] + [f"[{name}]\n" + "\n".join(lines) for name, lines in tables.items()]
     return "\n\n".join(blocks) + "\n"
@@ -305,7 +322,7 @@ def parse_seconds(text: str | float) -> float:
         >>> parse_seconds("1h30m")
         5400.0
     """
-    if isinstance(text, (int, float)) and not isinstance(text, bool) and text > 0:
+    if isinstance(text, (int, float)) and not isinstance(text, bool) and 0 < text < math.inf:
         return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", str(text))
     if parts and re.fullmatch(r"(\s*\d+(?:\.\d+)?\s*[smhd]\s*)+", str(text)):
@@ -353,17 +370,13 @@ def _split_word(word: str) -> tuple[str, object]:
         return key.strip(), text
 
 
-def _bare_options(values: Mapping[str, object]) -> dict[str, object]:
+def _spelt_out(table: Mapping[str, Value], strategy: object) -> dict[str, Value]:
     """Read a bare `rank=8` as `strategy.rank=8` when only the chosen strategy knows it."""
-    named = values.get("strategy.name")
     top = {entry.name for entry in dataclasses.fields(Recipe)}
-    if not isinstance(named, str) or named not in plugins.names("strategy"):
-        return dict(values)
-    known = {option.name for option in plugins.options(plugins.load("strategy", named))}
-    return {
-        (f"strategy.{key}" if "." not in key and key not in top and key in known else key): value
-        for key, value in values.items()
-    }
+    if not isinstance(strategy, str) or strategy not in plugins.names("strategy"):
+        return dict(table)
+    known = {option.name for option in plugins.options(plugins.load("strategy", strategy))} - top
+    return {(f"strategy.{key}" if key in known else key): value for key, value in table.items()}
 
 
 def _checked(key: str, value: object, values: Mapping[str, object]) -> object:
@@ -374,7 +387,10 @@ def _checked(key: str, value: object, values: Mapping[str, object]) -> object:
     if section in PLUGIN_KEYS and rest == "name":
         plugins.load(section, str(value))
         return str(value)
-    return _convert(key, value, _type_of(key, values))
+    converted, least = _convert(key, value, _type_of(key, values)), LEAST.get(key)
+    if least is not None and isinstance(converted, int) and converted < least:
+        raise RecipeError(f"{key}={value!r} does not fit (expected at least {least})", f"{key}={least}")
+    return converted
 
 
 def _type_of(key: str, values: Mapping[str, object]) -> object:
@@ -425,7 +441,7 @@ def _example(key: str, value: object, wanted: object) -> str:
 
 def _type_name(wanted: object) -> str:
     name = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
-    return str(name).replace("typing.", "").replace("NoneType", "none")
+    return str(name).replace("typing.", "").replace("None", "none")
 
 
 def _toml_value(value: object) -> str:
@@ -435,4 +451,9 @@ def _toml_value(value: object) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _one_line(text: str) -> str:
+    """Leave out what a comment must not hold."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from warmstart import config, plugins
-from warmstart.config import Sourced
+from warmstart.config import Recipe, Sourced
+from warmstart.errors import RecipeError, closest
 
 RECIPE_KEYS = {
     "reader": "data.reader",
@@ -60,8 +61,9 @@ def sourced(data: str | Path | None, options: Options) -> Sourced:
     """Read the recipe that the options and the overrides describe.
 
     Raises:
-        RecipeError: See `config.read_recipe`.
+        RecipeError: An unknown keyword; see also `config.read_recipe`.
     """
+    _refuse_strangers(options)
     named: dict[str, object] = {key: options.get(option) for option, key in RECIPE_KEYS.items()}
     recipe = options.get("recipe")
     if data is not None and str(data).endswith(".toml") and recipe is None:
@@ -75,6 +77,16 @@ def sourced(data: str | Path | None, options: Options) -> Sourced:
     else:
         words = overrides
     return config.read_recipe(recipe, words, named)
+
+
+def _refuse_strangers(options: Mapping[str, object]) -> None:
+    """Refuse a keyword that would be ignored, and say how a key of the recipe is given."""
+    for word in sorted(options.keys() - Options.__annotations__.keys()):
+        keys = [key for key in config.keys(Recipe()) if key.rpartition(".")[2] == word]
+        raise RecipeError(
+            f"unknown keyword {word!r}",
+            f'overrides={{"{keys[0]}": {options[word]!r}}}' if keys else closest(word, Options.__annotations__),
+        )
 
 
 def describe(option: str) -> str:
