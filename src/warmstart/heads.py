@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,6 +27,10 @@ Link = Literal["softmax", "sigmoid", "identity"]
 Fold = tuple[np.ndarray, np.ndarray]
 L2S = tuple(10.0**power for power in (0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0, -5.0))
 RIDGE_L2S = tuple(10.0**power for power in np.arange(2.0, -6.5, -0.5))
+MIDDLE = 1e-2
+"""l2 when there is nothing to choose it by."""
+ROUGH, FINE = 1e-3, 1e-7
+"""A step that gains less than this part of the loss is the last one: along the path, and for the head that is kept."""
 PATIENCE = 1
 """How many l2 values in a row may be worse than the best before the path ends."""
 CURVATURE = 0.1
@@ -117,26 +121,42 @@ def _element_weights(link: Link, targets: np.ndarray, output_weights: np.ndarray
 def _solve_path(
     link: Link, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, train: np.ndarray, folds: Sequence[Fold]
 ) -> Solved:
-    """Walk the l2 grid downwards on every fold at once; stop when validation has got worse `PATIENCE` times."""
+    """Walk the l2 grid downwards on every fold at once, roughly; then solve the best l2 to the end."""
     problems = [_Problem(link, features, targets, weights, fit) for fit, _ in folds]
     path: list[tuple[float, float]] = []
-    out_of_fold = best_out = np.full((len(features), targets.shape[1]), np.nan, np.float32)
-    kept: Solved | None = None
-    for l2 in L2S if folds else (1e-2,):
-        out_of_fold = np.full_like(best_out, np.nan)
-        for problem, (_, held_out) in zip(problems, folds, strict=True):
-            out_of_fold[held_out] = problem.solve(l2).outputs(features[held_out])
-        rows = np.concatenate([held_out for _, held_out in folds]) if folds else train[:0]
-        loss = _mean_loss(link, out_of_fold[rows], targets[rows], weights[rows])
-        path.append((l2, loss))
-        if loss <= min(value for _, value in path):
-            best_out, best_l2 = out_of_fold, l2
-            kept = problems[0].last if len(problems) == 1 and np.array_equal(folds[0][0], train) else None
-        elif len(path) - [value for value, _ in path].index(best_l2) > PATIENCE:
+    starts: list[list[np.ndarray]] = []
+    for l2 in L2S if folds else ():
+        for problem in problems:
+            problem.solve(l2, ROUGH)
+        starts.append([problem.solution for problem in problems])
+        path.append((l2, _mean_loss(link, features, targets, weights, problems, folds)))
+        best = min(range(len(path)), key=lambda at: path[at][1])
+        if len(path) - 1 - best > PATIENCE:
             break
-    best_l2 = min(path, key=lambda item: item[1])[0] if folds else path[0][0]
-    final = kept or _Problem(link, features, targets, weights, train).solve(best_l2)
-    return Solved(final.weight, final.bias, final.mean, final.scale, best_l2, tuple(path), best_out)
+    best_l2 = path[best][0] if path else MIDDLE
+    out_of_fold = np.full((len(features), targets.shape[1]), np.nan, np.float32)
+    for problem, start, (_, held_out) in zip(problems, starts[best] if path else (), folds, strict=True):
+        problem.solution = start
+        out_of_fold[held_out] = problem.solve(best_l2, FINE).outputs(features[held_out])
+    single = len(folds) == 1 and np.array_equal(folds[0][0], train)
+    final = problems[0].solved if single else _Problem(link, features, targets, weights, train).solve(best_l2, FINE)
+    return replace(final, path=tuple(path), out_of_fold=out_of_fold)
+
+
+def _mean_loss(
+    link: Link,
+    features: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    problems: Sequence[_Problem],
+    folds: Sequence[Fold],
+) -> float:
+    """Return the mean loss over what each fold held out."""
+    total, count = 0.0, 0
+    for problem, (_, rows) in zip(problems, folds, strict=True):
+        losses, _ = _loss_and_slope(link, problem.solved.outputs(features[rows]), targets[rows])
+        total, count = total + float((losses * weights[rows]).sum()), count + len(rows)
+    return total / max(count, 1)
 
 
 class _Problem:
@@ -154,30 +174,34 @@ class _Problem:
         self.components, self.basis, self.variance = _principal((features[rows] - self.mean) * self.scale)
         self.targets = targets[rows].astype(np.float32)
         self.weights = weights[rows] / len(rows)
-        self.weight = np.zeros((targets.shape[1], len(self.variance)))
-        self.bias = np.zeros((targets.shape[1], 1))
-        self.last: Solved | None = None
+        self.solution = np.zeros((targets.shape[1], len(self.variance) + 1))
+        """Weight on the principal components, and bias in the last column."""
+        self.l2 = MIDDLE
 
-    def solve(self, l2: float) -> Solved:
+    def solve(self, l2: float, tolerance: float) -> Solved:
         """Minimise at this l2, from where the previous l2 ended."""
-        unit = 1.0 / np.sqrt(CURVATURE * self.variance + l2)
-        start = np.hstack([self.weight / unit, self.bias]).ravel()
-        found = lbfgs(lambda flat: self._loss_and_gradient(flat, l2, unit), start)
-        solution = found.reshape(len(self.bias), -1)
-        self.weight, self.bias = solution[:, :-1] * unit, solution[:, -1:]
-        weight, bias = (self.weight @ self.basis.T).astype(np.float32), self.bias[:, 0].astype(np.float32)
-        self.last = Solved(weight, bias, self.mean, self.scale, l2, (), np.empty((0, len(bias)), np.float32))
-        return self.last
+        unit = np.append(1.0 / np.sqrt(CURVATURE * self.variance + l2), 1.0)
+        start = (self.solution / unit).ravel()
+        found = lbfgs(lambda flat: self._loss_and_gradient(flat, l2, unit), start, tolerance=tolerance)
+        self.solution, self.l2 = found.reshape(self.solution.shape) * unit, l2
+        return self.solved
+
+    @property
+    def solved(self) -> Solved:
+        """Return the head as it stands, in terms of the features."""
+        weight, bias = (
+            (self.solution[:, :-1] @ self.basis.T).astype(np.float32),
+            self.solution[:, -1].astype(np.float32),
+        )
+        return Solved(weight, bias, self.mean, self.scale, self.l2, (), np.empty((0, len(bias)), np.float32))
 
     def _loss_and_gradient(self, flat: np.ndarray, l2: float, unit: np.ndarray) -> tuple[float, np.ndarray]:
-        solution = flat.reshape(len(self.bias), -1)
-        weight = solution[:, :-1] * unit
-        outputs = self.components @ weight.T.astype(np.float32) + solution[:, -1].astype(np.float32)  # (N, C)
+        solution = flat.reshape(self.solution.shape) * unit
+        weight, bias = solution[:, :-1], solution[:, -1]
+        outputs = self.components @ weight.T.astype(np.float32) + bias.astype(np.float32)  # (N, C)
         losses, slopes = _loss_and_slope(self.link, outputs, self.targets)
         slopes *= self.weights
-        gradient = np.empty_like(solution)
-        gradient[:, :-1] = (slopes.T @ self.components + l2 * weight) * unit
-        gradient[:, -1] = slopes.sum(0)
+        gradient = np.hstack([slopes.T @ self.components + l2 * weight, slopes.sum(0)[:, None]]) * unit
         return float((self.weights * losses).sum() + 0.5 * l2 * np.vdot(weight, weight)), gradient.ravel()
 
 
@@ -186,7 +210,7 @@ def lbfgs(
     start: np.ndarray,
     *,
     max_steps: int = 200,
-    tolerance: float = 1e-6,
+    tolerance: float = FINE,
     memory: int = 10,
 ) -> np.ndarray:
     """Minimise a smooth convex function by L-BFGS (Nocedal & Wright, 2006, algorithm 7.5) with backtracking.
@@ -270,13 +294,6 @@ def _loss_and_slope(link: Link, outputs: np.ndarray, targets: np.ndarray) -> tup
     num = outputs.shape[1]
     losses = (np.logaddexp(0.0, outputs) - targets * outputs) / num
     return losses, (expit(outputs) - targets) / num
-
-
-def _mean_loss(link: Link, outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-    if not len(outputs):
-        return 0.0
-    losses, _ = _loss_and_slope(link, outputs, targets)
-    return float((losses * weights).sum() / len(outputs))
 
 
 def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

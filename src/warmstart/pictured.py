@@ -90,12 +90,11 @@ def explanations(data: Prepared, judged: Judged) -> tuple[tuple[f.Explanation, .
 
 def audit(data: Prepared, seconds: float) -> f.AuditFacts:
     """Show what the audit found, with pictures of a few cases."""
-    statuses: dict[str, f.Status] = {"ok": "ok", "note": "note", "warning": "warning", "stop": "blocking"}
     report = data.report
     findings = tuple(
         f.Finding(
             name=found.name,
-            status=statuses[found.status],
+            status=found.status,
             count=found.count,
             text=found.text,
             across=found.across,

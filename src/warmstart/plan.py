@@ -32,9 +32,11 @@ def second_trial(session: Session, data: Prepared, probe: Trial) -> tuple[Candid
         The candidate, or None, and the reason. `epochs` is decided along the way.
     """
     value, reason = session.remember("second trial", lambda: _plan(session, data, probe))
+    session.planned_seconds = session.seconds() + _closing_seconds(data, probe)
     if value is None:
         return None, reason
     assert isinstance(value, dict)
+    session.planned_seconds += float(value["seconds"])
     session.decide("epochs", lambda: (value["epochs"], reason))
     session.planned["fit"] = float(value["seconds"])
     options = {**value["options"], **session.recipe.strategy.options}
@@ -45,8 +47,7 @@ def _plan(session: Session, data: Prepared, probe: Trial) -> tuple[object, str]:
     name = session.recipe.strategy.name or "lp_ft"
     if name == "probe":
         return None, "the recipe asks for a probe"
-    reserve = REPORT_SECONDS + _seconds_per_image(probe) * (len(data.splits.test) + len(data.splits.val))
-    left = SPARE * (session.seconds_left() - reserve)
+    left = SPARE * (session.seconds_left() - _closing_seconds(data, probe))
     fits = len(data.splits.folds) + 1
     tried = []
     for depth in _depths(session, name):
@@ -85,6 +86,11 @@ def measure(session: Session, data: Prepared, candidate: Candidate) -> tuple[flo
     per_example = step / min(len(rows), session.recipe.batch_size)
     fill = sum(view.seconds / max(view.computed, 1) for view in feed.views) * len(data.seen)
     return fill, per_example * (len(data.splits.train) + len(data.splits.val) / 3)
+
+
+def _closing_seconds(data: Prepared, probe: Trial) -> float:
+    """Forecast what comes after the trials: the kept model on val and test, and the report."""
+    return REPORT_SECONDS + _seconds_per_image(probe) * (len(data.splits.test) + len(data.splits.val))
 
 
 def _seconds_per_image(trial: Trial) -> float:

@@ -112,15 +112,14 @@ def settle_overlaps(
     session: Session, dataset: Dataset, splits: Splits, scan: scanning.Scan
 ) -> tuple[Splits, AuditReport]:
     """Find exact copies and shared groups across splits; stop, drop them from test, or allow them, as told."""
-    seed = session.recipe.seed
-    report = auditing.audit(dataset, splits, scan, features=None, seed=seed)
+    report = auditing.overlaps(dataset, splits, scan)
     blocking = report.blocking()
     if blocking is None or session.recipe.data.duplicates == "allow":
         return splits, report
     if session.recipe.data.duplicates == "stop":
         raise blocking
     dropped = auditing.drop_test(splits, report)
-    return dropped, auditing.audit(dataset, dropped, scan, features=None, seed=seed)
+    return dropped, auditing.overlaps(dataset, dropped, scan)
 
 
 def audited(session: Session, data: Prepared, features: np.ndarray | None) -> Prepared:

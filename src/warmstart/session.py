@@ -38,6 +38,8 @@ class Session:
     """Seconds of each stage of this invocation, in order."""
     planned: dict[str, float] = field(default_factory=dict)
     """Seconds that were forecast for a stage before it began."""
+    planned_seconds: float | None = None
+    """Forecast of the whole command, made as soon as there was something to measure."""
     decisions: list[Decision] = field(default_factory=list)
 
     @property

@@ -96,7 +96,7 @@ def answer(story: Story) -> f.Answer:
         seconds=session.seconds(),
         num_classes=data.task.num_outputs,
         input_size=winner.candidate.image_size,
-        planned_seconds=None,
+        planned_seconds=session.planned_seconds,
         budget_seconds=session.recipe.budget,
         baseline=baseline(story),
         test_openings=judged.openings,
