@@ -289,7 +289,7 @@ def keys(recipe: Recipe) -> list[str]:
 
 
 def to_toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
-    """Write a recipe as TOML that reads back as the same recipe: what is open is left out, what was turned off says so."""
+    """Write a recipe as TOML that reads back as the same: what is open is left out, what was turned off says so."""
     plain: list[str] = []
     tables: dict[str, list[str]] = {}
     for key in keys(recipe):
