@@ -101,7 +101,7 @@ def solve(
     Shape:
         features: float32 (N, D). targets: float32 (N, C). output_weights: float (C,).
     """
-    weights = _element_weights(link, targets, output_weights)
+    targets, weights = _weighted(link, targets, output_weights)
     count = 1 if features.size < SMALL else runtime.num_cpus()
     with runtime.threads(count):
         if link == "identity":
@@ -109,13 +109,17 @@ def solve(
         return _solve_path(link, features, targets, weights, train, folds)
 
 
-def _element_weights(link: Link, targets: np.ndarray, output_weights: np.ndarray | None) -> np.ndarray:
-    """Return the weight of each row's loss for each output, float32 (N, 1) or (N, C)."""
+def _weighted(link: Link, targets: np.ndarray, output_weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Turn class weights into targets and the weight of each loss, float32 (N, 1) or (N, C).
+
+    torch weighs each term of a loss, -Σ w_c t_c log p_c; that is the plain loss of targets w_c t_c / S, times
+    S = Σ w_c t_c. It matters where targets are smoothed and so have more than one term.
+    """
     if output_weights is None or link == "identity":
-        return np.ones((len(targets), 1), np.float32)
-    if link == "softmax":
-        return (targets @ output_weights)[:, None].astype(np.float32)
-    return (targets * output_weights + (1.0 - targets)).astype(np.float32)
+        return targets, np.ones((len(targets), 1), np.float32)
+    terms = targets * output_weights
+    weights = terms.sum(1, keepdims=True) if link == "softmax" else terms + (1.0 - targets)
+    return (terms / weights).astype(np.float32), weights.astype(np.float32)
 
 
 def _solve_path(
