@@ -129,13 +129,14 @@ class Cache:
         return CacheInfo(self.root, self.limit_bytes, total, sum(space.num_rows for space in spaces), spaces)
 
     def clear(self) -> int:
-        """Delete all spaces and engines.
+        """Delete all spaces and engines, and what scans of files remember; downloaded weights stay.
 
         Returns:
             The bytes that were there.
         """
-        total = self.info().num_bytes
-        for folder in (self.features, self.engines):
+        total = 0
+        for folder in (self.features, self.engines, self.root / "scan"):
+            total += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
         return total
 
