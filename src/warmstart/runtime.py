@@ -12,11 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from warmstart.errors import RecipeError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -49,6 +48,8 @@ def seed_of(seed: int, *parts: str | int) -> int:
 
 def rng(seed: int, *parts: str | int) -> np.random.Generator:
     """Return numpy's generator for one purpose: equal arguments, equal numbers, on every machine."""
+    import numpy as np
+
     return np.random.Generator(np.random.Philox(seed_of(seed, *parts)))
 
 
