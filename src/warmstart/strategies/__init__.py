@@ -6,7 +6,7 @@ returned is frozen: no gradient, normalisation in eval mode, bits unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -64,15 +64,20 @@ def deepest_cut(model: Model, groups: Sequence[Group]) -> int:
         Groups of a head alone give the last cut, where the whole backbone is frozen.
     """
     learning = {id(parameter) for group in groups for parameter in group.parameters}
-    moving = {id(module) for group in groups for module in group.modules}
+    moving = _inside(module for group in groups for module in group.modules)
     layers = model.backbone.layer_groups()
     touched = [
         depth
         for depth, layer in enumerate(layers)
-        if learning & {id(parameter) for parameter in layer.parameters} or moving & {id(m) for m in layer.modules}
+        if learning & {id(parameter) for parameter in layer.parameters} or moving & _inside(layer.modules)
     ]
     first = min(touched, default=len(layers))
     return max(cut for cut in model.backbone.cuts() if cut <= first)
+
+
+def _inside(modules: Iterable[nn.Module]) -> set[int]:
+    """Return the identities of modules and of all that is in them: a strategy may name a part of a layer group."""
+    return {id(part) for module in modules for part in module.modules()}
 
 
 def layerwise(depth: int, decay: float) -> list[float]:
