@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 
 from warmstart import sources
 from warmstart.data import Batch, loading, transforms
+from warmstart.errors import CacheError
 from warmstart.extract import Extracted, extract
 from warmstart.models import Backbone, Card
 from warmstart.models.model import Model
@@ -23,6 +25,8 @@ from warmstart.trained import Framing
 
 if TYPE_CHECKING:
     from warmstart.data.transforms import Transform
+
+log = logging.getLogger(__name__)
 
 EVAL_BATCH = 64
 
@@ -102,21 +106,30 @@ class Feed:
     train: np.ndarray
     val: np.ndarray
     cut: int
+    pixels: Transform
+    """How training pictures become pixels; no effect when the loop is fed prefix values."""
     views: tuple[Extracted, ...] = ()
     """Prefix values of train, one per view; empty when the loop is fed pixels."""
     held_out: Extracted | None = None
 
     @staticmethod
     def open(place: Bench, model: Model, groups: Sequence[Group], train: np.ndarray, val: np.ndarray) -> Feed:
-        """Decide between prefix and pixels, and fill the cache with the prefix."""
-        cut = deepest_cut(model, groups)
-        if cut == 0:
-            return Feed(place, model, train, val, 0)
-        views = [place.values(train, cut, place.plain())]
-        for view in range(1, place.session.recipe.data.views):
-            views.append(place.values(train, cut, place.augmented("standard"), view=view))
-        held_out = place.values(val, cut, place.plain()) if len(val) else None
-        return Feed(place, model, train, val, cut, tuple(views), held_out)
+        """Decide between prefix and pixels, and fill the cache with the prefix.
+
+        A frozen prefix is fed from the cache, with as many views as the recipe asks for. Pixels are fed when nothing
+        is frozen, when augmentation is asked for by name with one view only, and when the cache has no room.
+        """
+        cut, data = deepest_cut(model, groups), place.session.recipe.data
+        if cut == 0 or (data.views == 1 and data.augment not in (None, "none")):
+            return Feed(place, model, train, val, 0, place.augmented("standard"))
+        try:
+            views = [place.values(train, cut, place.plain())]
+            views += [place.values(train, cut, place.augmented("standard"), view=view) for view in range(1, data.views)]
+            held_out = place.values(val, cut, place.plain()) if len(val) else None
+        except CacheError as error:
+            log.warning("the frozen layers are computed again in every epoch: %s", error.problem)
+            return Feed(place, model, train, val, 0, place.plain())
+        return Feed(place, model, train, val, cut, place.plain(), tuple(views), held_out)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -138,7 +151,7 @@ class Feed:
         stream = loading.batches(
             self.place.data.dataset,
             (self.train[pick] for pick in picks),
-            self.place.augmented("standard"),
+            self.pixels,
             seed=session.recipe.seed,
             epoch=epoch,
             workers=session.workers,
