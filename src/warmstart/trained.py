@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 BATCH = 32
 HEAD, FACTS = "head.safetensors", "model.json"
+COPY_AGAIN = "copy the folder again from where it was made"
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,11 @@ class TrainedModel:
         return {"prediction": word, **sure, "probabilities": probabilities}
 
     def identity(self) -> str:
-        """Hash every number that a prediction depends on: backbone, head, temperature and framing."""
+        """Hash all that a prediction depends on: backbone, head, task, temperature and framing."""
         from warmstart.models import weights
 
-        parts = (weights.weights_hash(self.model.state_dict()), self.temperature, json.dumps(asdict(self.framing)))
-        return runtime.digest(*map(str, parts))
+        said = json.dumps([self.task.to_json(), asdict(self.framing), self.temperature], sort_keys=True)
+        return runtime.digest(weights.weights_hash(self.model.state_dict()), said)
 
     def save(self, folder: Path | str) -> Path:
         """Write the model as a folder of safetensors and JSON; the backbone in it can go on the shelf as it is."""
@@ -185,6 +186,7 @@ class TrainedModel:
             "task": {"name": self.task_name, **self.task.to_json()},
             "framing": asdict(self.framing),
             "temperature": self.temperature,
+            "identity": self.identity(),
         }
         durable.write_json(target / FACTS, facts)
         return target
@@ -203,21 +205,27 @@ def load(folder: Path | str) -> TrainedModel:
     target = target / "weights" if (target / "weights" / FACTS).exists() else target
     if not (target / FACTS).exists():
         raise RunError(f"no model in {folder} (expected {FACTS})", "warmstart run DATA --out DIR makes one")
-    facts = durable.read_json(target / FACTS, fix="copy the folder again from where it was made", error=CheckpointError)
+    facts = durable.read_json(target / FACTS, fix=COPY_AGAIN, error=CheckpointError)
     backbone, card = weights.load_folder(target)
     try:
-        described = dict(facts["task"])  # type: ignore[call-overload]
-        name = str(described.pop("name"))
-        task: Task = plugins.load("task", name)().restore(described)
-        framing = Framing(**facts["framing"])  # type: ignore[arg-type]
-        temperature = float(facts["temperature"])  # type: ignore[arg-type]
+        name, task, framing, temperature = _described(facts)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{target / FACTS} does not describe a model: {error}", "copy the folder again from where it was made"
-        ) from error
+        raise CheckpointError(f"{target / FACTS} does not describe a model: {error}", COPY_AGAIN) from error
     head = LinearHead(backbone.dim, task.num_outputs)
     weights.load_tensors_into(head, target / HEAD)
-    return TrainedModel(Model(backbone, head).eval(), card, task, name, framing, temperature)
+    model = TrainedModel(Model(backbone, head).eval(), card, task, name, framing, temperature)
+    if facts.get("identity") != model.identity():
+        raise CheckpointError(f"{target} was changed after it was saved (by {HEAD} or {FACTS})", COPY_AGAIN)
+    return model
+
+
+def _described(facts: dict[str, object]) -> tuple[str, Task, Framing, float]:
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']}, and this version reads {FORMAT}")
+    described = dict(facts["task"])  # type: ignore[call-overload]
+    name = str(described.pop("name"))
+    task: Task = plugins.load("task", name)().restore(described)
+    return name, task, Framing(**facts["framing"]), float(facts["temperature"])  # type: ignore[arg-type]
 
 
 def rehash(card: Card, model: Model) -> Card:
