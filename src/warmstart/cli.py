@@ -39,12 +39,6 @@ EXTRA = {
 }
 
 
-def _flag_type(kind: object) -> Any:
-    """Return int, or str: durations, sizes and paths are words on a command line."""
-    parts = getattr(kind, "__args__", ())
-    return (int if int in parts else str) | None
-
-
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of `options.Options`, so that they are written once."""
     own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -54,9 +48,11 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
         if name == "overrides":
             continue
         text = EXTRA.get(name) or options.describe(name)
-        wanted: Any = bool if name == "overwrite" else _flag_type(kind)
+        # Numbers arrive as words, which the recipe checks: one error in one form, whichever way a value was given.
+        wanted: Any = bool if name == "overwrite" else str | None
+        metavar = "<int>" if int in getattr(kind, "__args__", ()) else None
         flag = f"--{name.replace('_', '-')}"
-        annotation = Annotated[wanted, typer.Option(flag, help=text, show_default=False)]
+        annotation = Annotated[wanted, typer.Option(flag, help=text, show_default=False, metavar=metavar)]
         default = False if name == "overwrite" else None
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

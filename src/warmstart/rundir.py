@@ -134,6 +134,17 @@ class RunDir:
         with self._change() as manifest:
             self._save(replace(manifest, status=status))
 
+    def give_up(self) -> None:
+        """Record a failure; a run in which nothing was learned is removed, with its folder if nothing else is there."""
+        if any((self.path / kept).exists() for kept in ("checkpoints", "metrics.jsonl", "weights")):
+            self.finish("failed")
+            return
+        durable.remove(self.path / "recipe.toml")
+        durable.remove(self.path / "manifest.json")
+        (self.path / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def stage(self, name: str) -> dict[str, object] | None:
         """Return the result of a stage that an earlier command finished, else None."""
         entry = self._manifest.stages.get(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 from warmstart import config, options, trained
 from warmstart.cache import Cache, parse_size
 from warmstart.config import Sourced
-from warmstart.errors import RunError
+from warmstart.errors import RunError, WarmstartError
 from warmstart.options import Options
 from warmstart.progress import Progress, Silent
 from warmstart.reporting.facts import Facts
@@ -209,15 +209,21 @@ def report(run_folder: str | Path) -> Path:
 
 @contextmanager
 def opened(verb: str, data: object, given: Options, progress: Progress | None) -> Iterator[Session]:
-    """Open the run folder of a command, and mark it failed when the command fails."""
+    """Open the run folder of a command, and mark it failed when the command fails.
+
+    A command that is refused before anything was learned leaves no run: corrected, it may use the same folder.
+    """
     started = time.monotonic()
     path = data if isinstance(data, (str, Path)) else None
     sourced = options.sourced(path, given)
     fingerprint = f"{verb}-{config.fingerprint(sourced.recipe)}"
     folder = _open_folder(verb, sourced, given, fingerprint, data)
     with folder:
-        session = Session(sourced, folder, _cache(given), progress or Silent(), started)
-        yield session
+        try:
+            yield Session(sourced, folder, _cache(given), progress or Silent(), started)
+        except WarmstartError:
+            folder.give_up()
+            raise
 
 
 @contextmanager
@@ -235,10 +241,8 @@ def scratch(verb: str, data: object, given: Options, progress: Progress | None) 
 def reopened(run_folder: str | Path, progress: Progress | None) -> Iterator[Session]:
     """Open a finished run again with the recipe that it was run by."""
     path = Path(run_folder)
-    looked_at = RunDir.load(path)
-    sourced = config.read_recipe(path / "recipe.toml")
-    with RunDir.open(path, recipe=sourced.to_toml(), fingerprint=looked_at.fingerprint) as folder:
-        yield Session(sourced, folder, Cache(), progress or Silent())
+    folder = RunDir.load(path)  # not `open`, which would make it a run that goes on
+    yield Session(config.read_recipe(path / "recipe.toml"), folder, Cache(), progress or Silent())
 
 
 def _open_folder(verb: str, sourced: Sourced, given: Options, fingerprint: str, data: object) -> RunDir:

@@ -242,7 +242,7 @@ def test_encodings_that_cannot_be_read(folder: Path) -> None:
     path.write_bytes(b"file,label\nimg/a.png,caf\xe9\n")
     assert fails(path) == (
         f"{path} is not UTF-8: byte 0xe9 at position 24 (line 2)\n"
-        f"  fix: iconv -f WINDOWS-1252 -t UTF-8 {path} > t.utf8.csv"
+        f"  fix: iconv -f WINDOWS-1252 -t UTF-8 {path} > {path.with_name('t.utf8.csv')}"
     )
     path.write_bytes(b"\xef\xbb\xbffile,label\nimg/a.png,caf\xe9\n")
     assert "byte 0xe9 at position 27 (line 2)" in fails(path)

@@ -78,7 +78,7 @@ def _decoded(path: Path) -> str:
         raise DataError(
             f"{path} is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: "
             f"byte 0x{data[start]:02x} at position {start} (line {line})",
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path} > {path.stem}.utf8{path.suffix}",
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path} > {path.with_suffix(f'.utf8{path.suffix}')}",
         ) from error
 
 
