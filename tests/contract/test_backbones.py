@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from contract.backbones import check_backbone
 from warmstart import runtime
+from warmstart.check import check_backbone
 from warmstart.models import Features, InputSpec, LayerGroup
 from warmstart.models.build import as_backbone, backbone, network, seeded, timm_network
 from warmstart.models.chain import ChainBackbone
