@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from warmstart import config, options, trained
+from warmstart import config, options, runtime, trained
 from warmstart.cache import Cache, parse_size
 from warmstart.config import Sourced
 from warmstart.errors import RunError, WarmstartError
@@ -216,7 +216,7 @@ def opened(verb: str, data: object, given: Options, progress: Progress | None) -
     started = time.monotonic()
     path = data if isinstance(data, (str, Path)) else None
     sourced = options.sourced(path, given)
-    fingerprint = f"{verb}-{config.fingerprint(sourced.recipe)}"
+    fingerprint = f"{verb}-{config.fingerprint(sourced.recipe)}{_content(data)}"
     folder = _open_folder(verb, sourced, given, fingerprint, data)
     with folder:
         try:
@@ -264,6 +264,18 @@ def _is_run(path: Path, fingerprint: str) -> bool:
         return RunDir.load(path, finished=False).fingerprint == fingerprint
     except RunError:
         return False
+
+
+def _content(data: object) -> str:
+    """Tell data in memory from other data, which has no path for a recipe to know it by."""
+    from warmstart.data import Dataset, images
+
+    if not isinstance(data, Dataset):
+        return ""
+    columns = (data.targets, data.groups, data.given_split)
+    inputs = (str(item).encode() if isinstance(item, Path) else images.content_hash(item) for item in data.inputs)
+    facts = (data.kind, *data.class_names, *data.ids, *("" if c is None else c.tobytes() for c in columns))
+    return f"-{runtime.digest(*facts, *inputs)}"
 
 
 def _name(verb: str, sourced: Sourced, data: object) -> str:
