@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from warmstart import bench, config, evaluation, heads
 from warmstart.bench import Bench, Feed
@@ -171,7 +172,7 @@ def build(session: Session, data: Prepared, candidate: Candidate, folds: Sequenc
     place = bench.load(session, data, candidate.backbone, candidate.image_size)
     head = solve_head(place, folds) if strategy.head_start == "solved" else HeadStart()
     model = Model(place.backbone, _head(place, strategy, head.solved))
-    model.to(device=session.device)
+    model.to(session.device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     return Ready(strategy, place, model, tuple(strategy.prepare(model)), head)
 
 
@@ -289,8 +290,6 @@ def _adopt(place: Bench, head: LinearHead) -> None:
     Raises:
         RecipeError: The weights came without one, or it has another number of classes.
     """
-    import torch
-
     own = getattr(place.backbone, "classifier", None)
     if own is None or own.weight.shape != head.linear.weight.shape:
         has = "none" if own is None else f"{own.weight.shape[0]} classes"
