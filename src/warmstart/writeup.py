@@ -111,7 +111,7 @@ def verdict(story: Story) -> str:
     if len(story.trials) == 1:
         return story.not_tried or f"{story.winner.candidate.name} was asked for"
     return " ".join(
-        found.words(rival.candidate.name, "the one before")
+        found.words(rival.candidate.name, story.trials[0].candidate.name)
         for found, rival in zip(story.comparisons, story.trials[1:], strict=True)
     )
 

@@ -285,11 +285,11 @@ def _with_leftovers(network: nn.Module, last: Group, paths: Sequence[str]) -> Gr
 
 def _pre_logits(network: nn.Module, value: Tensor) -> Tensor:
     """Do what timm's head does before its classifier: pooling, norms, hidden layers."""
-    return network.forward_head(value, pre_logits=True)  # type: ignore[operator, no-any-return]
+    return network.forward_head(value, pre_logits=True)  # type: ignore[operator]
 
 
 def _pos_embed(network: nn.Module, value: Tensor) -> Tensor:
-    return network._pos_embed(value)  # type: ignore[operator, no-any-return]
+    return network._pos_embed(value)  # type: ignore[operator]
 
 
 def _patch_tokens(network: nn.Module, value: Tensor) -> Tensor:
