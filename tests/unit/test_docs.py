@@ -169,10 +169,19 @@ def test_the_guide_names_every_plug_in_check_and_key() -> None:
     checks = re.findall(r"Finding\(\s*\"([^\"]+)\"", source)
     assert len(checks) == 9
     assert not [name for name in checks if f"| {name} |" not in text]
-    known = {*config.keys(config.Recipe()), "strategy", "task"}
-    named = re.findall(r"`((?:data|optim|schedule)\.\w+)", text)
-    assert named
-    assert not set(named) - known
+    known = set(config.keys(config.Recipe()))
+    assert not {key for key in known if f"`{key}`" not in text}
+    assert not set(re.findall(r"`((?:data|optim|schedule)\.\w+)", text)) - known
+
+
+def test_the_messages_that_the_guide_explains_are_said() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    said = re.sub(r"\"\s*\n\s*f?\"", "", source)
+    _, _, table = (ROOT / "docs/guide/data.md").read_text("utf-8").partition("## Messages")
+    messages = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "`" in line))
+    assert len(messages) >= 14
+    pieces = {piece.strip(" ,") for message in messages for piece in message.split("…")}
+    assert not {piece for piece in pieces if piece not in said}
 
 
 def test_every_decision_page_is_in_the_index() -> None:
