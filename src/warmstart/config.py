@@ -414,7 +414,9 @@ def _type_of(key: str, values: Mapping[str, object]) -> object:
 def _convert(key: str, value: object, wanted: object) -> object:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    if value is None or (value == "none" and type(None) in getattr(wanted, "__args__", ())):
+    # The word none leaves a value open, unless it is itself one of the words to choose from (data.augment).
+    opens = value == "none" and type(None) in getattr(wanted, "__args__", ()) and "none" not in _words(wanted)
+    if value is None or opens:
         return None
     try:
         adapter: TypeAdapter[object] = TypeAdapter(cast("type[object]", wanted), config=ConfigDict(strict=False))
@@ -429,14 +431,17 @@ def _convert(key: str, value: object, wanted: object) -> object:
 
 def _example(key: str, value: object, wanted: object) -> str:
     """Return an override of this key that would be accepted."""
-    choices = [part for part in getattr(wanted, "__args__", ()) if part is not type(None)]
-    literals = [
-        part for choice in (wanted, *choices) for part in getattr(choice, "__args__", ()) if isinstance(part, str)
-    ]
+    literals = _words(wanted)
     if literals:
         return f"{key}={closest(str(value), literals).partition(chr(39))[2].partition(chr(39))[0] or literals[0]}"
-    kinds = [wanted, *choices]
+    kinds = [wanted, *getattr(wanted, "__args__", ())]
     return f"{key}={'1e-3' if float in kinds else '10' if int in kinds else 'true' if bool in kinds else 'word'}"
+
+
+def _words(wanted: object) -> list[str]:
+    """List the words that a `Literal`, alone or in a union, lets one choose from."""
+    choices = (wanted, *getattr(wanted, "__args__", ()))
+    return [part for choice in choices for part in getattr(choice, "__args__", ()) if isinstance(part, str)]
 
 
 def _type_name(wanted: object) -> str:
