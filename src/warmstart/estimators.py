@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -16,7 +16,7 @@ from warmstart import trained, workflow
 from warmstart.data import Dataset, Input, read
 from warmstart.trained import TrainedModel
 
-Pictures = Sequence[Input | str] | np.ndarray
+Pictures: TypeAlias = "Sequence[Input | str] | np.ndarray"
 
 
 class _Fitted(BaseEstimator):  # type: ignore[misc]
