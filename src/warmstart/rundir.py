@@ -81,8 +81,9 @@ class RunDir:
                 _clear(folder)
             manifest = _take_up(folder, recipe, fingerprint)
             run = cls(folder, manifest, lock)
-            run._save(replace(manifest, status="running"))
-            durable.write_text(folder / "recipe.toml", recipe)
+            if manifest.status != "done":  # a finished run stays as it is
+                run._save(replace(manifest, status="running"))
+                durable.write_text(folder / "recipe.toml", recipe)
         except BaseException:
             _release(lock)
             raise
@@ -135,7 +136,12 @@ class RunDir:
             self._save(replace(manifest, status=status))
 
     def give_up(self) -> None:
-        """Record a failure; a run in which nothing was learned is removed, with its folder if nothing else is there."""
+        """Record a failure, unless the run was done before.
+
+        A run in which nothing was learned is removed, with its folder if nothing else is there.
+        """
+        if self.status == "done":
+            return
         if any((self.path / kept).exists() for kept in ("checkpoints", "metrics.jsonl", "weights")):
             self.finish("failed")
             return
@@ -352,9 +358,10 @@ def _take_up(folder: Path, recipe: str, fingerprint: str) -> _Manifest:
 
 
 def _difference(folder: Path, recipe: str) -> str:
-    """Name the keys in which two recipes differ, or say that the data does."""
+    """Name the keys in which two recipes differ, beside what a finished run decided, or say that the data does."""
     try:
-        old = _flat(tomllib.loads((folder / "recipe.toml").read_text("utf-8")))
+        lines = (folder / "recipe.toml").read_text("utf-8").splitlines()
+        old = _flat(tomllib.loads("\n".join(line for line in lines if "  # decided: " not in line)))
         new = _flat(tomllib.loads(recipe))
     except (OSError, ValueError):
         return "its recipe.toml cannot be read"

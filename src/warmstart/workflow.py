@@ -95,10 +95,10 @@ def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given
     from warmstart import choose, judge, plan, prepare, tune, writeup
 
     with opened("run", data, given, progress) as session:
-        if session.finished:
-            return _finished(session)
         session.decide("budget", lambda: (DEFAULT_BUDGET, "ten minutes unless told otherwise"))
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
+        if session.finished:
+            return _finished(session)
         probing = choose.choose(session, ready)  # one backbone and its input size; the race among many joins here
         trials = [tune.tune(session, ready, probing)]
         ready = prepare.audited(session, ready, choose.features(session, ready, probing))
@@ -125,9 +125,9 @@ def finetune(data: str | Path | Dataset, *, progress: Progress | None = None, **
     from warmstart import choose, judge, prepare, tune, writeup
 
     with opened("finetune", data, given, progress) as session:
+        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
         if session.finished:
             return _finished(session)
-        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
         candidate = choose.as_told(session)
         trial = tune.tune(session, ready, candidate)
         model = judge.save(session, ready, trial)
@@ -291,7 +291,7 @@ def _cache(given: Options) -> Cache:
 
 
 def _finished(session: Session) -> Run:
-    """Return what a finished run found; repeating its command costs nothing."""
+    """Return what a finished run found: repeating its command on the same data costs nothing."""
     from warmstart import reporting
 
     facts = reporting.read(session.folder.path)
