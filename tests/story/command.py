@@ -35,9 +35,7 @@ def environment(cwd: Path) -> dict[str, str]:
 def start(cwd: Path, *words: str | Path) -> subprocess.Popen[str]:
     """Start `warmstart WORDS` in a folder."""
     return subprocess.Popen(
-        [sys.executable, "-m", "warmstart.cli", *map(str, words)]
-        if not (script := Path(sys.executable).with_name("warmstart")).exists()
-        else [str(script), *map(str, words)],
+        [str(Path(sys.executable).with_name("warmstart")), *map(str, words)],
         cwd=cwd, env=environment(cwd), text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
