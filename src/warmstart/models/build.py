@@ -57,7 +57,7 @@ def network(arch: str, spec: InputSpec, *, seed: int | None = None) -> nn.Module
         raise SourceError(f"architecture {arch!r} names no known library", closest(library, TABLES))
     with seeded(seed or 0):
         if library == "timm":
-            return timm_network(name)
+            return timm_network(name, image_size=spec.image_size)
         return torchvision_network(name, spec, initialise=seed is not None)
 
 
@@ -69,8 +69,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def timm_network(name: str, cfg: PretrainedCfg | None = None) -> nn.Module:
+def timm_network(name: str, cfg: PretrainedCfg | None = None, *, image_size: int | None = None) -> nn.Module:
     """Build a timm network; with `cfg` its weights are loaded from the place that it names.
+
+    Args:
+        name: timm's name of the architecture.
+        cfg: timm's record of the weights.
+        image_size: Side that the weights were trained at, which fixes the shape of a position embedding: timm would
+            resample that of other weights than the architecture's default ones. `cfg` says it when not given.
 
     Raises:
         SourceError: timm has no such architecture.
@@ -79,8 +85,11 @@ def timm_network(name: str, cfg: PretrainedCfg | None = None) -> nn.Module:
 
     if not timm.is_model(name):
         raise SourceError(f"timm has no architecture {name!r}", closest(name, timm.list_models()))
-    if takes_any_size(name):
-        return timm.create_model(name, pretrained=cfg is not None, pretrained_cfg=cfg, dynamic_img_size=True)
+    size = image_size if cfg is None else cfg.input_size[-1]
+    if takes_any_size(name) and size is not None:
+        return timm.create_model(
+            name, pretrained=cfg is not None, pretrained_cfg=cfg, dynamic_img_size=True, img_size=size
+        )
     return timm.create_model(name, pretrained=cfg is not None, pretrained_cfg=cfg)
 
 
