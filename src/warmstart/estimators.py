@@ -10,7 +10,8 @@ from typing import Self, TypeAlias
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from warmstart import trained, workflow
 from warmstart.data import Dataset, Input, read
@@ -96,8 +97,11 @@ class WarmstartClassifier(ClassifierMixin, _Fitted):  # type: ignore[misc]
 
         Raises:
             WarmstartError: With what to do about it.
+            ValueError: `y` is not one class for each picture, as scikit-learn says it.
         """
-        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        labels = column_or_1d(y)
+        check_classification_targets(labels)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
         width = len(str(len(self.classes_)))
         names = [f"{code:0{width}d}" for code in codes]  # equal length, so that their order is that of classes_
         self.model_ = self._tune(read.from_arrays(X, names))
