@@ -48,7 +48,7 @@ CASES = {
     "1": Case("textbook_1_full", textbook.listing1, 2, 8),
     "1 on a transformer": Case("textbook_1_full", textbook.listing1, 2, 8, arch="test_vit"),
     "1 on mobile blocks": Case(
-        "textbook_1_full", textbook.listing1, 3, 20, arch="test_efficientnet", channels_last=True
+        "textbook_1_full", textbook.listing1, 2, 16, arch="test_efficientnet", channels_last=True
     ),
     "2": Case("textbook_2_cifar100", textbook.listing2, 10, 16),
     "2 with drifting statistics": Case("textbook_2_cifar100", textbook.listing2, 3, 16, drift=True),
