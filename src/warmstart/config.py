@@ -50,7 +50,7 @@ class DataConfig:
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How a picture that is not square becomes one."""
     augment: Literal["none", "flip", "standard", "strong"] | None = None
-    """Random changes to training pictures; decided by the strategy when not given."""
+    """Random changes to training pictures: `standard` when all layers learn, none when a frozen part is cached."""
     views: int = 1
     """How many views of each training example are cached for a frozen backbone; 1 is the plain picture."""
     val_fraction: float | None = None
@@ -289,18 +289,18 @@ def keys(recipe: Recipe) -> list[str]:
 
 
 def to_toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
-    """Write a recipe as TOML that reads back as the same: what is open is left out, what was turned off says so."""
+    """Write a recipe as TOML that reads back as the same: what is open is a comment, what was turned off says so."""
     plain: list[str] = []
     tables: dict[str, list[str]] = {}
     for key in keys(recipe):
         value = get_key(recipe, key)
         section, _, rest = key.partition(".")
         if value is None:
-            if get_key(Recipe(), key) is None:
-                continue
             value = "none"
         origin = origins.get(key) or origins.get(section if rest == "name" else key, DEFAULT)
         line = f"{rest or key} = {_toml_value(value)}  # {_one_line(origin)}"
+        if value == "none" and get_key(Recipe(), key) is None:
+            line = f"# {rest or key} is open"
         tables.setdefault(section, []).append(line) if rest else plain.append(line)
     blocks = ["\n".join(plain)] + [f"[{name}]\n" + "\n".join(lines) for name, lines in tables.items()]
     return "\n\n".join(blocks) + "\n"

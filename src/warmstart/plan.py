@@ -32,7 +32,8 @@ def second_trial(session: Session, data: Prepared, probe: Trial) -> tuple[Candid
         The candidate, or None, and the reason. `epochs` is decided along the way.
     """
     value, reason = session.remember("second trial", lambda: _plan(session, data, probe))
-    session.planned_seconds = session.seconds() + _closing_seconds(data, probe)
+    session.closing_seconds = _closing_seconds(data, probe)
+    session.planned_seconds = session.seconds() + session.closing_seconds
     if value is None:
         return None, reason
     assert isinstance(value, dict)

@@ -40,6 +40,8 @@ class Session:
     """Seconds that were forecast for a stage before it began."""
     planned_seconds: float | None = None
     """Forecast of the whole command, made as soon as there was something to measure."""
+    closing_seconds: float = 0.0
+    """Forecast of what has to follow the last fit, which its deadline leaves room for."""
     decisions: list[Decision] = field(default_factory=list)
 
     @property

@@ -270,7 +270,7 @@ def _loop_config(session: Session, strategy: Strategy) -> FitConfig:
         on_nan=recipe.on_nan,
         precision=recipe.precision,
         seed=recipe.seed,
-        deadline_seconds=None if recipe.budget is None else max(session.seconds_left(), 1.0),
+        deadline_seconds=None if recipe.budget is None else max(session.seconds_left() - session.closing_seconds, 1.0),
     )
 
 

@@ -43,12 +43,21 @@ def write(story: Story) -> f.Facts:
     with session.stage("report"):
         found = assemble(story)
     folder = session.folder.path
+    settle(session, story.winner)
     reporting.write(found, folder)
     (folder / "recipe.toml").write_text(session.sourced.to_toml(), encoding="utf-8")
     for name in ("report.html", "report.json", "README.md", "recipe.toml"):
         session.folder.add_file(name)
     session.folder.finish("done")
     return found
+
+
+def settle(session: Session, winner: Trial) -> None:
+    """Write the winner's strategy and options into the recipe, so that it describes the model that was kept."""
+    strategy = winner.candidate.strategy
+    for key, value in {"name": strategy.name, **strategy.options}.items():
+        if config.get_key(session.recipe, f"strategy.{key}") != value:
+            session.sourced = session.sourced.decide(f"strategy.{key}", value, "it won on val")
 
 
 def assemble(story: Story) -> f.Facts:
@@ -101,9 +110,20 @@ def answer(story: Story) -> f.Answer:
         baseline=baseline(story),
         test_openings=judged.openings,
         verdict=verdict(story),
+        warnings=warnings(story),
         run=session.folder.path.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def warnings(story: Story) -> tuple[str, ...]:
+    """Say what a reader has to know before trusting the number."""
+    blocking = story.data.report.blocking()
+    told = [] if blocking is None else [f"Allowed by --duplicates allow: {blocking.problem}."]
+    near = len(story.data.report.near_test_rows)
+    if near:
+        told.append(f"{near} test examples have a copy or near-copy in train or val; metrics without them are below.")
+    return tuple(told)
 
 
 def verdict(story: Story) -> str:

@@ -194,7 +194,7 @@ def test_missing_classes_and_words_among_numbers() -> None:
     with pytest.raises(DataError) as caught:
         targets.infer([*np.linspace(0, 1, 40).tolist(), "12,5"], name="y")
     assert str(caught.value) == (
-        "column 'y' is numbers, but not everywhere (row 41: '12,5')\n  fix: correct these, or --target-type classes"
+        "column 'y' is numbers, but not everywhere (row 41: '12,5')\n  fix: correct these, or --task classification"
     )
     with pytest.raises(DataError, match=r"column 'y' must be numbers, but is not everywhere \(row 2: 'b'\)"):
         targets.infer(["1", "b"], name="y", target_type="numbers")

@@ -163,7 +163,7 @@ def _is_numeric(
     if words:
         shown = listed([f"{where(row)}: {_text(values[row])!r}" for row in words])
         raise DataError(
-            f"column {name!r} is numbers, but not everywhere ({shown})", "correct these, or --target-type classes"
+            f"column {name!r} is numbers, but not everywhere ({shown})", "correct these, or --task classification"
         )
     return True
 
@@ -182,7 +182,7 @@ def _finite(
         shown = listed([f"{where(row)}: {_text(values[row])!r}" for row in words])
         raise DataError(
             f"column {name!r} must be numbers, but is not everywhere ({shown})",
-            "correct these, or --target-type classes",
+            "correct these, or --task classification",
         )
     if bad:
         raise _missing([where(row) for row in bad], name)
