@@ -31,6 +31,8 @@ WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE].
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+EXAMPLES = 5
+"""How many cases of each finding are printed; `--json` has more."""
 EXTRA = {
     "recipe": "Recipe file to start from.",
     "out": "Run folder; runs/NAME under the current folder when not given.",
@@ -103,6 +105,11 @@ def audit(
     else:
         for finding in report.findings:
             _print(f"{finding.status:8} {finding.name}: {finding.text}")
+            cases = [" = ".join(report.dataset.ids[row] for row in case) for case in finding.cases]
+            for shown in (cases or finding.names)[:EXAMPLES] if finding.status != "ok" else ():
+                _print(f"{'':9}{shown}")
+        for note in report.notes[:EXAMPLES]:
+            _print(f"{'note':8} {note}")
 
 
 @app.command()
