@@ -9,7 +9,7 @@ onnxruntime   the same pass on ONNX Runtime
 command       warmstart finetune, cold cache, the whole process
 then_warm     the command again with another seed, on the cache that `command` left
 
-usage: python benchmarks/head_only.py [--timed K] [--train 5000] [--val 1000] [--n 5] [--epochs 10] [--size 128] [--data folder]
+usage: python benchmarks/head_only.py [--timed K] [--train 5000] [--val 1000] [--n 5] [--epochs 10] [--size 128]
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _variants(options: argparse.Namespace, data: Path, work: Path) -> dict[str, 
 def _baseline(name: str, options: argparse.Namespace, data: Path) -> common.Variant:
     def once(round_: int) -> common.Measured:
         words = [f"--{key}={getattr(options, key)}" for key in SIZES]
-        found = common.run([sys.executable, __file__, f"--variant={name}", f"--path={data}", f"--seed={round_}", *words])
+        found = common.run(
+            [sys.executable, __file__, f"--variant={name}", f"--path={data}", f"--seed={round_}", *words]
+        )
         return replace(found, seconds=found.seconds + float(str(found.facts.get("counted_seconds", 0.0))))
 
     return once
