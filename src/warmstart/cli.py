@@ -31,6 +31,7 @@ WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE].
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+INTERRUPTED = 130
 EXAMPLES = 5
 """How many cases of each finding are printed; `--json` has more."""
 EXTRA = {
@@ -237,9 +238,12 @@ def main() -> None:
         _fail(error, 2)
     except WarmstartError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer takes Ctrl-C and leaves without a word
+            typer.echo("stopped; the same command goes on from here", err=True)
+        raise
+    except KeyboardInterrupt:  # before typer was there to take it
+        sys.exit(INTERRUPTED)
 
 
 def _fail(error: WarmstartError, code: int) -> None:

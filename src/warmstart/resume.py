@@ -248,7 +248,14 @@ def _unpack_optimizer(tensors: Mapping[str, Tensor], learned: Learned, optimizer
     for full, tensor in tensors.items():
         if full.startswith("optim/"):
             name, _, key = full.removeprefix("optim/").rpartition("/")
-            state.setdefault(numbers[id(learned.parameters[name])], {})[key] = tensor
+            parameter = learned.parameters[name]
+            # Files hold rows in order; a step over tensors of unequal memory layouts rounds differently.
+            alike = (
+                torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+                if tensor.shape == parameter.shape
+                else tensor
+            )
+            state.setdefault(numbers[id(parameter)], {})[key] = alike.detach()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
