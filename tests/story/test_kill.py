@@ -50,7 +50,7 @@ def test_another_seed_ends_in_other_bytes(nursery: kills.Nursery, tmp_path: Path
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_from_the_shell_goes_on_where_it_was_stopped(how: signal.Signals, tmp_path: Path) -> None:
     kills.pictures(tmp_path / "data")
-    words = ("finetune", "data", "--strategy", "full", *kills.COMMON, "epochs=400", "--out", "R")
+    words = ("finetune", "data", "--strategy", "full", *kills.COMMON, "epochs=40", "--out", "R")
     process = start(tmp_path, *words)
     deadline = time.monotonic() + 60
     while not (tmp_path / "R/metrics.jsonl").exists() and time.monotonic() < deadline:
@@ -67,7 +67,9 @@ def test_a_command_from_the_shell_goes_on_where_it_was_stopped(how: signal.Signa
     assert looked_at.err == (
         "RunError: run R has not finished (status running)\n  fix: repeat the command it is from\n"
     )
-    again = start(tmp_path, *words)
-    time.sleep(0.5)
-    again.send_signal(signal.SIGKILL)
-    again.communicate(timeout=60)
+    finished = warmstart(tmp_path, *words)
+    assert finished.code == 0, finished.err
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert warmstart(whole, *words[:1], "../data", *words[2:]).code == 0
+    assert not kills.difference(kills.result(whole / "R"), kills.result(tmp_path / "R"))
