@@ -6,12 +6,14 @@ import io
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks import kills
 
 import assets
-from story.command import refused, warmstart
+from story.command import Done, refused, warmstart
 
 pytestmark = pytest.mark.slow
 
@@ -193,11 +195,19 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[kills.Nursery]:
+    """A process that has imported what two dozen commands would each import for seconds."""
+    with kills.nursery() as place:
+        yield place
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_two_lines_say_what_is_wrong_and_what_to_type(name: str, tmp_path: Path) -> None:
+def test_two_lines_say_what_is_wrong_and_what_to_type(name: str, nursery: kills.Nursery, tmp_path: Path) -> None:
     prepare, words, code, problem, fix = CASES[name]
     prepare(tmp_path)
-    refused(warmstart(tmp_path, "run", *words, "--out", "R"), problem, fix, code=code)
+    ended = nursery.run(["run", *words, "--out", "R"], tmp_path)
+    refused(Done(ended.code, ended.out, ended.err), problem, fix, code=code)
     assert not (tmp_path / "R").exists(), "a refused command claims no folder"
     assert not list(tmp_path.parent.rglob("evil*"))
 
