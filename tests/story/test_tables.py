@@ -72,7 +72,7 @@ def test_a_table_with_groups_and_splits_is_honoured(tmp_path: Path) -> None:
     done = warmstart(tmp_path, "run", "labels.csv", *words, "--split-column", "part", *QUICK[:-1], "S")
     assert done.code == 1
     assert done.err == (
-        "DataError: 1 of 15 groups is in more than one split (first: patient 14 in train and test)\n"
+        "DataError: 1 of 15 groups stands in more than one split (first: 'patient 14' in train and test)\n"
         "  fix: --duplicates drop-test, or --duplicates allow\n"
     )
 
@@ -125,7 +125,7 @@ def test_a_flat_folder_of_little_data_is_cross_validated_and_finetuned(tmp_path:
     done = warmstart(tmp_path, "run", "photos", *words, "--out", "R", "--json")
     assert value(done, "accuracy") > 0.8
     assert facts(tmp_path)["splits"]["folds"] == 5
-    assert [attempt["strategy"] for attempt in facts(tmp_path)["attempts"]] == ["probe", "lp_ft"]
+    assert [attempt["name"] for attempt in facts(tmp_path)["attempts"]] == ["probe", "lp_ft"]
     stages = {json.loads(line)["stage"] for line in (tmp_path / "R/metrics.jsonl").read_text().splitlines()}
     assert stages == {"fold0", "fold1", "fold2", "fold3", "fold4", "fit"}
     recipe = tomllib.loads((tmp_path / "R/recipe.toml").read_text())
