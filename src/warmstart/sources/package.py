@@ -99,7 +99,7 @@ def _card(entry: Packaged) -> Card:
         dim=entry.dim,
         licence=entry.licence,
         trained_on=entry.trained_on,
-        url=f"https://pypi.org/project/{entry.package}/{entry.version}/",
+        url=f"pkg:pypi/{entry.package}@{entry.version}",
         arch=entry.arch,
         notes=entry.notes,
     )
