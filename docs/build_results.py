@@ -27,7 +27,8 @@ LABELS = {
         "head": ("What was measured", "warmstart", "peer in the same run", "ratio or interval", "n"),
         "command": "the whole command, cold cache",
         "then_warm": "the command again, warm cache, another seed",
-        "textbook": "textbook loop, {epochs} epochs",
+        "textbook": "textbook loop, {epochs} epochs, {timed} of them timed",
+        "alone": ", its start-up not counted",
         "eager": "one bare pass, eager PyTorch",
         "onnxruntime": "one bare pass, ONNX Runtime",
         "head_only": "head-only fine-tune, {backbone}, {size} px, {train:,} pictures of CIFAR-10",
@@ -57,7 +58,8 @@ LABELS = {
         "head": ("测量内容", "warmstart", "同一次运行中的对照", "比值或区间", "n"),
         "command": "整条命令，冷缓存",
         "then_warm": "再次运行，热缓存，换随机种子",
-        "textbook": "教科书循环，{epochs} 轮",
+        "textbook": "教科书循环，{epochs} 个 epoch（实测 {timed} 个）",
+        "alone": "（不计其启动时间）",
         "eager": "一次纯前向，PyTorch eager",
         "onnxruntime": "一次纯前向，ONNX Runtime",
         "head_only": "只训练头部，{backbone}，{size} px，CIFAR-10 的 {train:,} 张图片",
@@ -160,7 +162,7 @@ def _ratios(facts: Facts, words: Facts) -> Iterator[Row]:
     key = str(facts["benchmark"]).partition("-")[0]
     title = words.get(key, key).format(**facts["parameters"])
     for one in facts["ratios"]:
-        if one["what"] not in ("seconds", "peak_bytes"):
+        if one["what"] not in ("seconds", "seconds/inner_seconds", "peak_bytes"):
             continue
         ours = one["slow"] if one["slow"] in OURS and one["fast"] not in OURS else one["fast"]
         peer = one["fast"] if ours == one["slow"] else one["slow"]
@@ -169,8 +171,10 @@ def _ratios(facts: Facts, words: Facts) -> Iterator[Row]:
         if form == "less" and ours == one["fast"]:
             values = (1 / one["median"], 1 / one["high"], 1 / one["low"])
         label = words.get(ours, ours).format(**facts["parameters"])
-        mine, theirs = (_median(facts, side, one["what"]) for side in (ours, peer))
-        against = f"{theirs}, {words.get(peer, peer).format(**facts['parameters'])}"
+        own, other = (one["what"].split("/") * 2)[:2]
+        mine, theirs = _median(facts, ours, own), _median(facts, peer, other)
+        alone = words["alone"] if other == "inner_seconds" else ""
+        against = f"{theirs}, {words.get(peer, peer).format(**facts['parameters'])}{alone}"
         yield Row(f"{title}: {label}", mine, against, words[form].format(*values), str(one["n"]))
     yield from _accuracies(facts, words, title)
 
@@ -188,7 +192,8 @@ def _accuracies(facts: Facts, words: Facts, title: str) -> Iterator[Row]:
 
 
 def _median(facts: Facts, variant: str, what: str) -> str:
-    middle = statistics.median(run[what] for run in facts["runs"][variant])
+    runs = facts["runs"][variant]
+    middle = statistics.median(run["facts"][what] if what == "inner_seconds" else run[what] for run in runs)
     return f"{middle / 2**20:,.0f} MiB" if what == "peak_bytes" else f"{middle:,.1f} s"
 
 
