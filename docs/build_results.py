@@ -20,7 +20,8 @@ PAGES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh.md"}
 BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 Facts = Mapping[str, Any]
 
-OURS = ("command", "then_warm", "warmstart", "cached", "run")
+OURS = ("command", "then_warm", "full_ours", "last_k_cached")
+TIMES = ("seconds", "seconds/inner_seconds", "step_seconds", "epoch_seconds")
 """Variants that are ours; the other side of a ratio is the peer."""
 LABELS = {
     "en": {
@@ -32,6 +33,13 @@ LABELS = {
         "eager": "one bare pass, eager PyTorch",
         "onnxruntime": "one bare pass, ONNX Runtime",
         "head_only": "head-only fine-tune, {backbone}, {size} px, {train:,} pictures of CIFAR-10",
+        "strategies_speed": "{backbone}, {size} px",
+        "full_ours": "a step of full fine-tuning",
+        "full_hand": "hand-written loop",
+        "full_hand_channels_last": "hand-written loop in channels-last",
+        "last_k_cached": "an epoch of last_k (k = {k}) over the cached prefix",
+        "last_k_pixels": "the same without the cache",
+        "kills": "kill -9 at random moments, then the same command: same bytes",
         "faster": "{:.3g} × faster ({:.3g} to {:.3g})",
         "slower": "{:.2f} × the time ({:.2f} to {:.2f})",
         "less": "{:.2f} × the memory ({:.2f} to {:.2f})",
@@ -63,6 +71,13 @@ LABELS = {
         "eager": "一次纯前向，PyTorch eager",
         "onnxruntime": "一次纯前向，ONNX Runtime",
         "head_only": "只训练头部，{backbone}，{size} px，CIFAR-10 的 {train:,} 张图片",
+        "strategies_speed": "{backbone}，{size} px",
+        "full_ours": "全量微调的一步",
+        "full_hand": "手写循环",
+        "full_hand_channels_last": "channels-last 格式的手写循环",
+        "last_k_cached": "在缓存前缀上跑一个 epoch 的 last_k（k = {k}）",
+        "last_k_pixels": "同样的训练，不用缓存",
+        "kills": "随机时刻 kill -9 后重复同一命令：结果逐字节相同",
         "faster": "快 {:.3g} 倍（{:.3g} 至 {:.3g}）",
         "slower": "耗时的 {:.2f} 倍（{:.2f} 至 {:.2f}）",
         "less": "内存的 {:.2f} 倍（{:.2f} 至 {:.2f}）",
@@ -160,9 +175,11 @@ def _rows(name: str, facts: Facts, language: str) -> Iterator[Row]:
 
 def _ratios(facts: Facts, words: Facts) -> Iterator[Row]:
     key = str(facts["benchmark"]).partition("-")[0]
-    title = words.get(key, key).format(**facts["parameters"])
+    parameters = {"timed": facts["parameters"].get("epochs"), **facts["parameters"]}
+    parameters["timed"] = parameters["timed"] or parameters["epochs"]
+    title = words.get(key, key).format(**parameters)
     for one in facts["ratios"]:
-        if one["what"] not in ("seconds", "seconds/inner_seconds", "peak_bytes"):
+        if one["what"] not in (*TIMES, "peak_bytes"):
             continue
         ours = one["slow"] if one["slow"] in OURS and one["fast"] not in OURS else one["fast"]
         peer = one["fast"] if ours == one["slow"] else one["slow"]
@@ -170,31 +187,33 @@ def _ratios(facts: Facts, words: Facts) -> Iterator[Row]:
         values = (one["median"], one["low"], one["high"])
         if form == "less" and ours == one["fast"]:
             values = (1 / one["median"], 1 / one["high"], 1 / one["low"])
-        label = words.get(ours, ours).format(**facts["parameters"])
+        label = words.get(ours, ours).format(**parameters)
         own, other = (one["what"].split("/") * 2)[:2]
         mine, theirs = _median(facts, ours, own), _median(facts, peer, other)
         alone = words["alone"] if other == "inner_seconds" else ""
-        against = f"{theirs}, {words.get(peer, peer).format(**facts['parameters'])}{alone}"
+        against = f"{theirs}, {words.get(peer, peer).format(**parameters)}{alone}"
         yield Row(f"{title}: {label}", mine, against, words[form].format(*values), str(one["n"]))
-    yield from _accuracies(facts, words, title)
+    yield from _accuracies(facts, words, title, parameters)
 
 
-def _accuracies(facts: Facts, words: Facts, title: str) -> Iterator[Row]:
+def _accuracies(facts: Facts, words: Facts, title: str, parameters: Facts) -> Iterator[Row]:
     found = {
         name: [run["facts"]["accuracy"] for run in runs if "accuracy" in run["facts"]]
         for name, runs in facts["runs"].items()
     }
     ours, peer = found.get("command"), found.get("textbook")
     if ours and peer:
-        theirs = f"{statistics.median(peer):.3f}, {words['textbook'].format(**facts['parameters'])}"
+        theirs = f"{statistics.median(peer):.3f}, {words['textbook'].format(**parameters)}"
         sure = words["range"].format(min(ours), max(ours))
         yield Row(f"{title}: {words['accuracy']}", f"{statistics.median(ours):.3f}", theirs, sure, str(len(ours)))
 
 
 def _median(facts: Facts, variant: str, what: str) -> str:
     runs = facts["runs"][variant]
-    middle = statistics.median(run["facts"][what] if what == "inner_seconds" else run[what] for run in runs)
-    return f"{middle / 2**20:,.0f} MiB" if what == "peak_bytes" else f"{middle:,.1f} s"
+    middle = statistics.median(run[what] if what in run else run["facts"][what] for run in runs)
+    if what == "peak_bytes":
+        return f"{middle / 2**20:,.0f} MiB"
+    return f"{middle:,.1f} s" if middle >= 1 else f"{1000 * middle:,.0f} ms"
 
 
 def _audit(facts: Facts, language: str) -> Iterator[Row]:
@@ -207,6 +226,15 @@ def _audit(facts: Facts, language: str) -> Iterator[Row]:
     published = words["listed"].format(own["of_the_published_list"]["n"])
     yield _share(words["own"], own["test_in_train"], words, published)
     yield _share(words["false"], facts["false_alarms"]["of_test_pictures"], words)
+
+
+def _kills(facts: Facts, language: str) -> Iterator[Row]:
+    from scipy.stats import binomtest
+
+    hits, total = facts["kills_resumed_equal"], facts["kills"]
+    interval = binomtest(hits, total).proportion_ci()
+    share = {"value": hits / total, "hits": hits, "n": total, "interval": (interval.low, interval.high)}
+    yield _share(LABELS[language]["kills"], share, LABELS[language])
 
 
 def _share(what: str, found: Facts, words: Facts, peer: str = "–") -> Row:
@@ -226,7 +254,11 @@ def _coverage(facts: Facts, language: str) -> Iterator[Row]:
     yield Row(words["wins"], f"{statistics.median(wins):.1%}", words["expected"], most, n)
 
 
-OWN: dict[str, Callable[[Facts, str], Iterator[Row]]] = {"audit_cifar10": _audit, "coverage": _coverage}
+OWN: dict[str, Callable[[Facts, str], Iterator[Row]]] = {
+    "audit_cifar10": _audit,
+    "coverage": _coverage,
+    "kills": _kills,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -140,12 +140,12 @@ def test_a_comparison_with_a_peer_is_told_in_both_directions(monkeypatch: pytest
 
     facts = {
         "benchmark": "head_only-lite0-128-folder-5000",
-        "parameters": {"epochs": 10, "backbone": "lite0", "size": 128, "train": 5000},
+        "parameters": {"epochs": 10, "timed": 2, "backbone": "lite0", "size": 128, "train": 5000},
         "ratios": [ratio("textbook", "command", 20.0), ratio("command", "onnxruntime", 1.1)],
         "runs": {"textbook": runs(400.0, 0.8), "command": runs(20.0, 0.84), "onnxruntime": runs(18.0, 0.0)},
     }
     faster, slower, accuracy = build_results._rows("head_only-x", facts, "en")
-    assert (faster.ours, faster.peer) == ("20.0 s", "400.0 s, textbook loop, 10 epochs")
+    assert (faster.ours, faster.peer) == ("20.0 s", "400.0 s, textbook loop, 10 epochs, 2 of them timed")
     assert faster.sure == "20 × faster (19.5 to 20.5)"
     assert (slower.ours, slower.peer) == ("20.0 s", "18.0 s, one bare pass, ONNX Runtime")
     assert slower.sure == "1.10 × the time (0.60 to 1.60)"
