@@ -228,13 +228,6 @@ def _described(facts: dict[str, object]) -> tuple[str, Task, Framing, float]:
     return name, task, Framing(**facts["framing"]), float(facts["temperature"])  # type: ignore[arg-type]
 
 
-def rehash(card: Card, model: Model) -> Card:
-    """Return the card with the hash of the backbone's weights as they are now."""
-    from warmstart.models import weights
-
-    return weights.completed(card, model.backbone)
-
-
 def apply_head(head: object, features: np.ndarray) -> np.ndarray:
     """Apply a torch head to features in one go: (N, D) → float32 (N, C)."""
     import torch

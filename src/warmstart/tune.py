@@ -18,6 +18,7 @@ from warmstart.config import Choice
 from warmstart.errors import RecipeError
 from warmstart.extract import Extracted
 from warmstart.heads import Solved
+from warmstart.models import weights
 from warmstart.models.model import LinearHead, Model
 from warmstart.prepare import Prepared
 from warmstart.reporting.facts import Curve, Series
@@ -25,7 +26,7 @@ from warmstart.rundir import RunDir
 from warmstart.session import Session
 from warmstart.strategies import Group, Strategy
 from warmstart.tasks import Predictions, concatenate
-from warmstart.trained import TrainedModel, rehash
+from warmstart.trained import TrainedModel
 
 if TYPE_CHECKING:
     from warmstart.fit import FitConfig, FitResult
@@ -76,7 +77,7 @@ def tune(session: Session, data: Prepared, candidate: Candidate) -> Trial:
     ready = build(session, data, candidate)
     val, fits = _fit_all(ready, candidate) if ready.groups else (ready.head.val(ready.place), ())
     place, model, head = ready.place, ready.model.eval(), ready.head
-    card = rehash(place.card, model) if ready.groups else place.card
+    card = weights.completed(place.card, model.backbone) if ready.groups else place.card
     return Trial(
         candidate,
         TrainedModel(model, card, data.task, data.task_name, place.framing),
