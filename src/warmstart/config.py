@@ -20,6 +20,9 @@ from warmstart import plugins, runtime
 from warmstart.errors import SHOWN, RecipeError, closest
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+MAGNITUDES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+COUNTED = {"max_params": "30M", "memory": "4GB"}
+"""Keys whose numbers are written with magnitudes, each with an example."""
 DEFAULT, FILE, COMMAND = "default", "recipe", "command line"
 
 
@@ -115,6 +118,12 @@ class Recipe:
     """What the targets mean; decided from the targets when not given."""
     backbone: str | None = None
     """Where the weights come from: `source/name`, or a folder of weights."""
+    candidates: str | None = None
+    """Backbones to choose among: names and patterns, separated by commas. No effect when `backbone` is given."""
+    max_params: int | None = None
+    """Largest number of parameters of a candidate, such as 30M."""
+    licence: Literal["any", "permissive"] = "any"
+    """Which candidates may be chosen; `permissive` leaves out unknown licences too."""
     strategy: Choice = field(default_factory=Choice)
     """How to fine-tune."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -141,6 +150,8 @@ class Recipe:
     """Number format of the forward pass; fp32 on a CPU."""
     budget: float | None = None
     """Seconds for the whole command; words such as 90s, 10m and 2h are understood."""
+    memory: int | None = None
+    """Bytes that the command may use at its peak, such as 4GB; what is free when not given."""
 
 
 LEAST = {
@@ -153,6 +164,8 @@ LEAST = {
     "batch_size": 1,
     "micro_batch": 1,
     "early_stopping": 1,
+    "max_params": 1,
+    "memory": 1,
 }
 """The smallest value of each count."""
 
@@ -334,6 +347,22 @@ def parse_seconds(text: str | float) -> float:
     raise RecipeError(f"budget={text!r} is no duration", "--budget 10m (or 90s, 1h30m, 2h)")
 
 
+def parse_count(text: str, *, key: str = "max_params") -> int:
+    """Read a count or a number of bytes with a magnitude of a thousand each: 30M, 1.5B, 4GB, 512 MB.
+
+    Raises:
+        RecipeError: No number, or an unknown magnitude.
+
+    Example:
+        >>> parse_count("30M")
+        30000000
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtb]?)(?:b|ib)?", text.strip().lower())
+    if found is None or float(found[1]) <= 0:
+        raise RecipeError(f"{key}={text!r} is no number", f"{key}={COUNTED.get(key, '30M')}")
+    return round(float(found[1]) * MAGNITUDES[found[2]])
+
+
 def _load_toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -383,6 +412,8 @@ def _checked(key: str, value: object, values: Mapping[str, object]) -> object:
     """Return the value in its declared type."""
     if key == "budget":
         return parse_seconds(value)  # type: ignore[arg-type]
+    if key in COUNTED and isinstance(value, str) and value != "none":
+        return parse_count(value, key=key)
     section, _, rest = key.partition(".")
     if section in PLUGIN_KEYS and rest == "name":
         plugins.load(section, str(value))

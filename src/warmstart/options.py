@@ -21,12 +21,16 @@ RECIPE_KEYS = {
     "duplicates": "data.duplicates",
     "task": "task.name",
     "backbone": "backbone",
+    "candidates": "candidates",
+    "max_params": "max_params",
+    "licence": "licence",
     "strategy": "strategy.name",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "seed": "seed",
     "device": "device",
     "budget": "budget",
+    "memory": "memory",
 }
 """Option → key of the recipe that it sets."""
 
@@ -44,12 +48,16 @@ class Options(TypedDict, total=False):
     duplicates: str | None
     task: str | None
     backbone: str | None
+    candidates: str | None
+    max_params: str | int | None
+    licence: str | None
     strategy: str | None
     epochs: int | None
     batch_size: int | None
     seed: int | None
     device: str | None
     budget: str | float | None
+    memory: str | int | None
     recipe: str | Path | None
     overrides: Sequence[str] | Mapping[str, object]
     out: str | Path | None
