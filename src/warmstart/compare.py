@@ -2,11 +2,13 @@
 
 Both models are resampled together, so that what is hard for both cancels. For accuracy the exact test of McNemar (1947)
 has to agree, since percentiles of a few discordant examples are too sure of themselves. A tie goes to the cheaper.
+Many comparisons at once are corrected by Holm (1979, A Simple Sequentially Rejective Multiple Test Procedure).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +17,7 @@ from warmstart import bootstrap
 from warmstart import metrics as measures
 from warmstart.errors import DataError, RecipeError, closest
 from warmstart.evaluation import checked, default_metric
-from warmstart.tasks import Predictions, Task
+from warmstart.tasks import MetricSpec, Predictions, Task
 
 Verdict: TypeAlias = Literal["a", "b", "tie"]
 SIGNIFICANT = 1 - bootstrap.LEVEL
@@ -39,6 +41,8 @@ class Comparison:
     n: int
     verdict: Verdict
     """The better one, or `tie` when the examples do not tell."""
+    p_corrected: float | None = None
+    """Holm's p-value where this is one of several comparisons; the verdict goes by it."""
 
     def words(self, a: str = "a", b: str = "b") -> str:
         """Say it in a sentence.
@@ -78,26 +82,143 @@ def paired(
         DataError: The rows or targets differ, or the metric is not defined on them.
         RecipeError: The task has no such metric.
     """
+    return measured(task, (a, b), seed=seed, metric=metric, resamples=resamples, names="ab").pair(0, 1)
+
+
+def many(
+    task: Task,
+    predictions: Sequence[Predictions],
+    *,
+    reference: int,
+    seed: int,
+    metric: str | None = None,
+    resamples: int = 1000,
+) -> list[Comparison]:
+    """Compare every model with one of them, on resamples that all share, with verdicts that hold together.
+
+    Each comparison is what `paired` finds, and its verdict has to survive Holm's correction for all of them. The
+    reference may be the leader, chosen on these very examples: the truly best model is still called worse in at most
+    5 % of the cases, since that takes one of k - 1 rivals to beat it by chance.
+
+    Args:
+        task: A bound task.
+        predictions: Of k models, on the same rows in any order.
+        reference: Position of the model that the others are compared with.
+        seed: Of the resampling.
+        metric: Name of the metric; the task's default without it.
+        resamples: Bootstrap resamples.
+
+    Returns:
+        One comparison per model, in their order: a is that model, b the reference, which ties with itself.
+
+    Raises:
+        DataError: The rows or targets differ, or the metric is not defined on them.
+        RecipeError: The task has no such metric.
+    """
+    side_by_side = measured(task, predictions, seed=seed, metric=metric, resamples=resamples)
+    rivals = [at for at in range(len(predictions)) if at != reference]
+    found = corrected([side_by_side.pair(at, reference) for at in rivals])
+    own = side_by_side.pair(reference, reference)
+    return [*found[:reference], replace(own, p_corrected=1.0), *found[reference:]]
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Let the verdicts of several comparisons go by Holm's p-values: false ones in at most 5 % of such families."""
+    p_values = holm([one.p_value for one in comparisons])
+    return [
+        replace(one, p_corrected=p, verdict="tie" if p >= SIGNIFICANT else one.verdict)
+        for one, p in zip(comparisons, p_values, strict=True)
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number: the smallest by m, the next by m - 1, and so on, never falling.
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    raised = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=np.float64)[order] * factors), 1.0)
+    back = np.empty(len(p_values))
+    back[order] = raised
+    return [float(p) for p in back]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """One metric of k models on the same examples and the same resamples, from which any two are compared.
+
+    Shape:
+        values: float64 (k,), on all examples.
+        replicates: float64 (k, R), on each resample.
+        hits: bool (k, N), where the metric is a plain share of right examples without groups; else None.
+    """
+
+    metric: MetricSpec
+    values: np.ndarray
+    replicates: np.ndarray
+    hits: np.ndarray | None
+    drawn: bootstrap.Design
+
+    def pair(self, a: int, b: int) -> Comparison:
+        """Compare two of the models."""
+        difference = float(self.values[a] - self.values[b])
+        replicates = self.replicates[a] - self.replicates[b]
+        low, high, p_value = _judged(difference, replicates[np.isfinite(replicates)], self.drawn)
+        n = len(self.drawn.unit_of)
+        if self.hits is not None:
+            only_a, only_b = int((self.hits[a] & ~self.hits[b]).sum()), int((self.hits[b] & ~self.hits[a]).sum())
+            low, high, p_value = _exact(low, high, only_a, only_b, n)
+        verdict = _verdict(low, high, p_value, higher_is_better=self.metric.higher_is_better)
+        values = float(self.values[a]), float(self.values[b])
+        return Comparison(self.metric.name, *values, difference, low, high, p_value, n, verdict)
+
+
+def measured(
+    task: Task,
+    predictions: Sequence[Predictions],
+    *,
+    seed: int,
+    metric: str | None = None,
+    resamples: int = 1000,
+    names: Sequence[str] = (),
+) -> SideBySide:
+    """Measure several models on the same examples and on the same resamples of them.
+
+    Args:
+        task: A bound task.
+        predictions: On the same rows in any order.
+        seed: Of the resampling, stratified and grouped as in `evaluation.metrics`.
+        metric: Name of the metric; the task's default without it.
+        resamples: Bootstrap resamples.
+        names: What errors call the models; by their position without it.
+
+    Raises:
+        DataError: The rows or targets differ, or the metric is not defined on them.
+        RecipeError: The task has no such metric.
+    """
+    spec = _spec(task, metric)
+    sides, targets = _aligned(predictions, names or [f"model {at}" for at in range(len(predictions))])
+    of = [measures.measure(task.kind, side.values, targets, only=(spec.name,)) for side in sides]
+    values = np.array([one(np.ones((len(targets), 1)))[spec.name][0] for one in of])
+    if not np.isfinite(values).all():
+        raise DataError(f"{spec.name} is not defined on these {len(targets)} examples", "compare by another metric")
+    drawn = bootstrap.design(task.kind, targets, sides[0].groups)
+    blocks = [
+        np.stack([one(w)[spec.name] for one in of]) for w in bootstrap.weights(drawn, seed=seed, resamples=resamples)
+    ]  # (k, R') each
+    hits = None if sides[0].groups is not None else _hits(spec.name, sides, targets)
+    return SideBySide(spec, values, np.concatenate(blocks, axis=1), hits, drawn)
+
+
+def _spec(task: Task, metric: str | None) -> MetricSpec:
     specs = {spec.name: spec for spec in task.metrics()}
     name = metric or default_metric(task).name
     if name not in specs:
         raise RecipeError(f"unknown metric {name!r}", closest(name, specs))
-    a, b, targets = _aligned(a, b)
-    of = [measures.measure(task.kind, side.values, targets, only=(name,)) for side in (a, b)]
-    value_a, value_b = (float(one(np.ones((len(targets), 1)))[name][0]) for one in of)
-    difference = value_a - value_b
-    if not np.isfinite(difference):
-        raise DataError(f"{name} is not defined on these {len(targets)} examples", "compare by another metric")
-    drawn = bootstrap.design(task.kind, targets, a.groups)
-    replicates = np.concatenate(
-        [of[0](w)[name] - of[1](w)[name] for w in bootstrap.weights(drawn, seed=seed, resamples=resamples)]
-    )
-    low, high, p_value = _judged(difference, replicates[np.isfinite(replicates)], drawn)
-    hits = _hits(name, a, b, targets) if a.groups is None else None
-    if hits is not None:
-        low, high, p_value = _exact(low, high, *hits, len(targets))
-    verdict = _verdict(low, high, p_value, higher_is_better=specs[name].higher_is_better)
-    return Comparison(name, value_a, value_b, difference, low, high, p_value, len(targets), verdict)
+    return specs[name]
 
 
 def cheaper_wins_ties(comparison: Comparison, *, cost_a: float, cost_b: float) -> Literal["a", "b"]:
@@ -125,22 +246,28 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
-def _aligned(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions, np.ndarray]:
-    common = len(np.intersect1d(a.index, b.index))
-    if not common == len(a.index) == len(b.index):
-        problem = (
-            f"a has predictions for {len(a.index)} examples and b for {len(b.index)}, {common} of them the same; "
-            "expected the same examples"
-        )
-        raise DataError(problem, "predict with both models on the same split")
-    a, b = a.take(np.argsort(a.index, kind="stable")), b.take(np.argsort(b.index, kind="stable"))
-    targets, others = checked(a, "a"), checked(b, "b")
-    if not np.array_equal(targets, others):
-        raise DataError(
-            f"a and b have different targets for {int((targets != others).sum())} of {len(targets)} examples",
-            "predict with both models on the same data",
-        )
-    return a, b, targets
+def _aligned(predictions: Sequence[Predictions], names: Sequence[str]) -> tuple[list[Predictions], np.ndarray]:
+    """Put all predictions in the order of their rows, which have to be the same, with the same targets."""
+    first, sides = predictions[0], []
+    for side, name in zip(predictions, names, strict=True):
+        common = len(np.intersect1d(first.index, side.index))
+        if not common == len(first.index) == len(side.index):
+            problem = (
+                f"{names[0]} has predictions for {len(first.index)} examples and {name} for {len(side.index)}, "
+                f"{common} of them the same; expected the same examples"
+            )
+            raise DataError(problem, "predict with both models on the same split")
+        sides.append(side.take(np.argsort(side.index, kind="stable")))
+    targets = checked(sides[0], names[0])
+    for side, name in zip(sides[1:], names[1:], strict=True):
+        others = checked(side, name)
+        if not np.array_equal(targets, others):
+            raise DataError(
+                f"{names[0]} and {name} have different targets for {int((targets != others).sum())} "
+                f"of {len(targets)} examples",
+                "predict with both models on the same data",
+            )
+    return sides, targets
 
 
 def _judged(difference: float, replicates: np.ndarray, drawn: bootstrap.Design) -> tuple[float, float, float]:
@@ -160,15 +287,13 @@ def _judged(difference: float, replicates: np.ndarray, drawn: bootstrap.Design) 
     return min(low, difference - half), max(high, difference + half), float(2 * t.sf(abs(difference) / spread, freedom))
 
 
-def _hits(name: str, a: Predictions, b: Predictions, targets: np.ndarray) -> tuple[int, int] | None:
-    """Count what only a and only b got right, where the metric is a plain share of right examples."""
+def _hits(name: str, sides: Sequence[Predictions], targets: np.ndarray) -> np.ndarray | None:
+    """Say what each model got right, (k, N), where the metric is a plain share of right examples."""
     if name == "accuracy":
-        right_a, right_b = (side.values.argmax(axis=1) == targets for side in (a, b))
-    elif name == "subset_accuracy":
-        right_a, right_b = (((side.values >= measures.THRESHOLD) == targets).all(axis=1) for side in (a, b))
-    else:
-        return None
-    return int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+        return np.stack([side.values.argmax(axis=1) == targets for side in sides])
+    if name == "subset_accuracy":
+        return np.stack([((side.values >= measures.THRESHOLD) == targets).all(axis=1) for side in sides])
+    return None
 
 
 def _exact(low: float, high: float, only_a: int, only_b: int, n: int) -> tuple[float, float, float]:
