@@ -1,0 +1,370 @@
+"""Successive halving among candidates: examples are added in rungs, and who is worse by a paired interval leaves.
+
+The race (Jamieson & Talwalkar, 2015, arXiv 1502.07943, with a test in place of the fixed halving; as in the F-race of
+Birattari et al., 2002) knows no networks: it asks for predictions on the first n examples of a fixed order, the same
+for everybody, and what an earlier rung computed is not computed again. Nobody is dropped for a difference that chance
+explains, so a race may end with several who are equal; the pick is then the cheapest of those within half a point.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from warmstart.compare import Comparison
+from warmstart.errors import WarmstartError
+from warmstart.tasks import Predictions
+
+log = logging.getLogger(__name__)
+
+CLOSE = 0.005
+"""Half a point: candidates that differ by less, as far as is known, are equal enough for their cost to decide."""
+CROSSING = 0.03
+"""How much a candidate may catch up between few examples and all of them; its share shrinks as examples are added."""
+ETA = 2
+"""Each rung has this many times the examples of the one before."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Somebody in the race."""
+
+    name: str
+    """Unique: backbone and input size."""
+    prior: float | None = None
+    """What is expected of it before anything is measured, in any unit; None when nothing is known."""
+    after: str | None = None
+    """Joins only when this entrant, a cheaper sibling, has survived its first rung."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one entrant gave on the first n examples."""
+
+    predictions: Predictions
+    value: float
+    seconds: float
+    """Spent on this measurement."""
+    seconds_per_example: float
+    """Forecast of computing one more example."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far an entrant came."""
+
+    entrant: Entrant
+    measured: Measured | None = None
+    n: int = 0
+    """Examples that it was last judged on."""
+    seconds: float = 0.0
+    dropped_because: str = ""
+    """Empty while it is in the race."""
+
+    @property
+    def alive(self) -> bool:
+        """Say whether it is in the race and was measured."""
+        return not self.dropped_because and self.measured is not None
+
+    @property
+    def cost(self) -> float:
+        """Return seconds per example; infinite when unknown."""
+        return math.inf if self.measured is None else self.measured.seconds_per_example
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a race is run."""
+
+    rungs: tuple[int, ...]
+    """Numbers of examples, ascending."""
+    num_examples: int
+    """How many the winner will have to process: what probing it fully costs."""
+    cost_share: float = 0.25
+    """Most of the seconds that probing every entrant fully would take which the race may spend."""
+    seconds: float = math.inf
+    """Most that the race may take."""
+    full_seconds: float = math.inf
+    """Most that the winner may take for all its examples."""
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everybody, best first, the pick, and why."""
+
+    standings: tuple[Standing, ...]
+    pick: Standing
+    reason: str
+    comparisons: tuple[tuple[str, Comparison], ...] = ()
+    """The leader of the last rung against each of the others that were in it."""
+
+
+@dataclass
+class _Field:
+    """The race as it stands."""
+
+    rules: Rules
+    standings: dict[str, Standing]
+    last: tuple[tuple[str, Comparison], ...] = ()
+    stopped: str = ""
+    survivors: set[str] = field(default_factory=set)
+    """Who has survived a rung."""
+
+    def alive(self) -> list[Standing]:
+        return [s for s in self.standings.values() if s.alive]
+
+    def drop(self, name: str, why: str) -> None:
+        self.standings[name] = replace(self.standings[name], dropped_because=why)
+        log.info("%s leaves the race: %s", name, why)
+
+    def spent(self) -> float:
+        return sum(s.seconds for s in self.standings.values())
+
+    def better(self, a: float, b: float) -> float:
+        """Return by how much a is better than b."""
+        return a - b if self.rules.higher_is_better else b - a
+
+
+def rungs(num: int, *, first: int, cap: int) -> tuple[int, ...]:
+    """Return numbers of examples from `first`, doubling, to `cap` or all.
+
+    Example:
+        >>> rungs(1000, first=100, cap=2000)
+        (100, 200, 400, 800, 1000)
+    """
+    last = min(num, cap)
+    found = []
+    n = min(first, last)
+    while n < last:
+        found.append(n)
+        n *= ETA
+    if found and last < 1.25 * found[-1]:  # a last rung that adds next to nothing
+        found.pop()
+    return (*found, last)
+
+
+def run(
+    entrants: Sequence[Entrant],
+    rules: Rules,
+    *,
+    measure: Callable[[Entrant, int], Measured],
+    compare: Callable[[Sequence[Predictions], int], Sequence[Comparison]],
+) -> Outcome:
+    """Race the entrants.
+
+    Args:
+        entrants: In any order; those with `after` behind the one they wait for.
+        rules: How the race is run.
+        measure: Predictions of one entrant on the first n examples. A `WarmstartError` or a lack of memory takes it
+            out of the race, with the message as reason.
+        compare: Compares each of the predictions with the one at the given place, all at once, corrected for their
+            number.
+
+    Raises:
+        WarmstartError: The last failure, when nobody could be measured.
+    """
+    race = _Field(rules, {entrant.name: Standing(entrant) for entrant in entrants})
+    failures: list[WarmstartError] = []
+    for position, n in enumerate(rules.rungs):
+        _rung(race, n, measure, failures)
+        alive = race.alive()
+        if not alive:
+            break
+        _judge(race, alive, n, compare)
+        race.survivors |= {s.entrant.name for s in race.alive()}
+        waiting = _waiting(race)
+        if len(race.alive()) + len(waiting) < 2 and not waiting:
+            race.stopped = "nobody else is left"
+            break
+        if position + 1 < len(rules.rungs) and not _affordable(race, n, rules.rungs[position + 1]):
+            break
+    return _outcome(race, failures)
+
+
+def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], failures: list[WarmstartError]) -> None:
+    """Measure everybody who is in on n examples, the cheapest first, so that a limit hits the dearest."""
+    joining = _waiting(race) if race.survivors else [s for s in race.standings.values() if s.entrant.after is None]
+    running = [s for s in race.alive() if s.n] + [s for s in joining if s.measured is None and not s.dropped_because]
+    for standing in sorted(running, key=lambda s: s.cost):
+        name = standing.entrant.name
+        over = _too_slow(race, standing)
+        if over:
+            race.drop(name, over)
+            continue
+        try:
+            found = measure(standing.entrant, n)
+        except WarmstartError as error:
+            failures.append(error)
+            race.drop(name, error.problem)
+            continue
+        except MemoryError as error:
+            race.drop(name, f"out of memory: {error}")
+            continue
+        race.standings[name] = replace(
+            standing, measured=found, n=n, seconds=standing.seconds + found.seconds, dropped_because=""
+        )
+        over = _too_slow(race, race.standings[name])
+        if over and len(race.alive()) > 1:
+            race.drop(name, over)
+
+
+def _waiting(race: _Field) -> list[Standing]:
+    """Return who has not begun and may: its cheaper sibling has survived a rung and is still in."""
+    return [
+        s
+        for s in race.standings.values()
+        if s.measured is None
+        and not s.dropped_because
+        and s.entrant.after is not None
+        and s.entrant.after in race.survivors
+        and race.standings[s.entrant.after].alive
+    ]
+
+
+def _too_slow(race: _Field, standing: Standing) -> str:
+    """Say why an entrant costs more than the winner may; a lone entrant is never too slow."""
+    seconds = standing.cost * race.rules.num_examples
+    if standing.measured is None:
+        sibling = race.standings.get(standing.entrant.after or "")
+        seconds = sibling.cost * race.rules.num_examples if sibling is not None and sibling.measured else 0.0
+    if seconds <= race.rules.full_seconds:
+        return ""
+    return f"its features alone would take {seconds:.0f} s of the budget"
+
+
+def _judge(
+    race: _Field,
+    alive: Sequence[Standing],
+    n: int,
+    compare: Callable[[Sequence[Predictions], int], Sequence[Comparison]],
+) -> None:
+    """Drop who is worse than the leader by the paired interval, and by more than it may still catch up."""
+    values = [s.measured.value for s in alive if s.measured is not None]
+    lead = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].cost))
+    leader = alive[lead]
+    found = compare([s.measured.predictions for s in alive if s.measured is not None], lead)
+    names = [s.entrant.name for s in alive]
+    race.last = tuple((name, one) for name, one in zip(names, found, strict=True) if name != leader.entrant.name)
+    slack = CROSSING * (1.0 - n / race.rules.rungs[-1])
+    for standing, comparison in zip(alive, found, strict=True):
+        if standing is leader or comparison.verdict != "b":
+            continue
+        best_case = comparison.high if race.rules.higher_is_better else -comparison.low
+        scale = 1.0 if race.rules.higher_is_better else abs(comparison.b)
+        if best_case < -slack * scale:
+            race.drop(
+                standing.entrant.name, f"worse than {leader.entrant.name} on {n:,} examples: {_numbers(comparison)}"
+            )
+
+
+def _numbers(found: Comparison) -> str:
+    return f"{found.metric} {found.a:.3f} against {found.b:.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def _affordable(race: _Field, n: int, following: int) -> bool:
+    """Say whether the next rung keeps the race within its limits, and note it when not."""
+    rules = race.rules
+    known = [s.cost for s in race.standings.values() if s.measured is not None]
+    exhaustive = rules.num_examples * (sum(known) + sum(_guess(race, s) for s in _unmeasured(race)))
+    limit = min(rules.seconds, rules.cost_share * exhaustive)
+    coming = sum(s.cost * (following - n) for s in race.alive()) + sum(
+        _guess(race, s) * following for s in _waiting(race)
+    )
+    if race.spent() + coming <= limit:
+        return True
+    share = f"{rules.cost_share:.0%} of probing all of them" if limit < rules.seconds else "its share of the budget"
+    race.stopped = f"going on to {following:,} examples would cost {coming:.0f} s, more than {share}"
+    return False
+
+
+def _unmeasured(race: _Field) -> list[Standing]:
+    return [s for s in race.standings.values() if s.measured is None and not s.dropped_because]
+
+
+def _guess(race: _Field, standing: Standing) -> float:
+    """Forecast the seconds per example of somebody not yet measured: twice its cheaper sibling's."""
+    sibling = race.standings.get(standing.entrant.after or "")
+    return 2.0 * sibling.cost if sibling is not None and sibling.measured is not None else 0.0
+
+
+def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
+    alive = race.alive()
+    if not alive:
+        if failures:
+            raise failures[-1]
+        raise AssertionError("a race without failures has a survivor")
+    values = shrunk(alive)
+    best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].cost))
+    close = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= _tolerance(race, values[best])]
+    pick = alive[min(close, key=lambda at: (alive[at].cost, -race.better(values[at], 0.0)))]
+    for standing in _unmeasured(race):
+        race.drop(standing.entrant.name, f"not tried: {standing.entrant.after} was not in the race to the end")
+    order = sorted(
+        race.standings.values(),
+        key=lambda s: (
+            s is not pick and s.entrant.name != pick.entrant.name,
+            s.measured is None,
+            bool(s.dropped_because),
+            -s.n,
+            0.0 if s.measured is None else -race.better(s.measured.value, 0.0),
+        ),
+    )
+    return Outcome(tuple(order), pick, _reason(race, alive, alive[best], pick), race.last)
+
+
+def _tolerance(race: _Field, best: float) -> float:
+    return CLOSE if race.rules.higher_is_better else CLOSE * abs(best)
+
+
+def shrunk(standings: Sequence[Standing]) -> list[float]:
+    """Draw each value towards what the priors say of it, as far as its noise and their fit deserve (empirical Bayes).
+
+    A line through (prior, value) predicts each value; the share of the way back to that line is noise / (noise +
+    spread around it), as in Fay and Herriot (1979), and half of that, since everybody is judged on the same examples and
+    shares much of the noise. With fewer than five known priors nothing is drawn.
+    """
+    values = np.array([s.measured.value for s in standings if s.measured is not None], float)
+    priors = np.array([math.nan if s.entrant.prior is None else s.entrant.prior for s in standings], float)
+    known = np.isfinite(priors)
+    if known.sum() < 5 or np.ptp(priors[known]) == 0 or not ((values >= 0) & (values <= 1)).all():
+        return values.tolist()
+    slope, intercept = np.polyfit(priors[known], values[known], 1)
+    if slope <= 0:
+        return values.tolist()
+    line = intercept + slope * priors[known]
+    counts = np.array([s.n for s in standings], float)[known]
+    noise = values[known] * (1 - values[known]) / counts
+    spread = max(float(((values[known] - line) ** 2).sum() / max(known.sum() - 2, 1) - noise.mean()), 0.0)
+    weight = noise / (noise + spread + 1e-12)
+    values[known] += weight / 2 * (line - values[known])
+    return values.tolist()
+
+
+def _reason(race: _Field, alive: Sequence[Standing], best: Standing, pick: Standing) -> str:
+    n = pick.n
+    assert pick.measured is not None
+    if len(race.standings) == 1:
+        return "the only candidate"
+    told = f"{pick.measured.value:.3f} on {n:,} examples"
+    if len(alive) == 1:
+        return f"{told}; every other candidate was worse by a paired interval, or could not be had"
+    others = len(alive) - 1
+    rest = f"{others} other{'s' if others > 1 else ''} cannot be told from it"
+    why = "the best of them" if pick is best else f"the cheapest within half a point of the best, {best.entrant.name}"
+    need = _needed(race, pick)
+    return f"{told}; {rest}; {why}{f'; {race.stopped}' if race.stopped else ''}{need}"
+
+
+def _needed(race: _Field, pick: Standing) -> str:
+    """Say how many examples would tell the closest rival apart, were the difference what it seems."""
+    found = [one for name, one in race.last if race.standings[name].alive and name != pick.entrant.name]
+    closest = min((abs(one.difference) / max(one.high - one.low, 1e-9) for one in found), default=0.0)
+    if not closest:
+        return ""
+    ratio = (0.5 / closest) ** 2
+    return f"; telling them apart would take about {pick.n * ratio:,.0f} examples" if ratio > 1 else ""
