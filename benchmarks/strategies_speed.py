@@ -259,7 +259,7 @@ def _last_k(options: argparse.Namespace, *, cached: bool) -> dict[str, object]:
                 else Feed(place, model, train, val, 0, place.plain())
             )
             filled = time.perf_counter() - begun
-            result = tune.loop(ready, feed, tune._loop_config(session, ready.strategy), session.folder)
+            result = tune.loop(ready, feed, tune.loop_config(session, ready.strategy), session.folder)
             lines = (Path(work) / "run" / "metrics.jsonl").read_text().splitlines()
     ends = [0.0, *(record.seconds for record in result.history)]
     spans = [after - before for before, after in itertools.pairwise(ends)]

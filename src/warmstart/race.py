@@ -325,8 +325,8 @@ def shrunk(standings: Sequence[Standing]) -> list[float]:
     """Draw each value towards what the priors say of it, as far as its noise and their fit deserve (empirical Bayes).
 
     A line through (prior, value) predicts each value; the share of the way back to that line is noise / (noise +
-    spread around it), as in Fay and Herriot (1979), and half of that, since everybody is judged on the same examples and
-    shares much of the noise. With fewer than five known priors nothing is drawn.
+    spread around it), as in Fay and Herriot (1979), and half of that, since everybody is judged on the same examples
+    and shares much of the noise. With fewer than five known priors nothing is drawn.
     """
     values = np.array([s.measured.value for s in standings if s.measured is not None], float)
     priors = np.array([math.nan if s.entrant.prior is None else s.entrant.prior for s in standings], float)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from warmstart import bench, config, evaluation, heads
+from warmstart import bench, config, evaluation, heads, runtime
 from warmstart.bench import Bench, Feed
 from warmstart.config import Choice
 from warmstart.errors import RecipeError
@@ -42,11 +43,20 @@ class Candidate:
     backbone: str
     image_size: int
     strategy: Choice
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Keys of the recipe that have their own values here, such as `epochs` and `optim.lr`."""
 
     @property
     def name(self) -> str:
         """Name it for people: `probe`, `lp_ft`."""
         return self.strategy.name or ""
+
+    @property
+    def fit_name(self) -> str:
+        """Name its fit within the run; with settings it is one of several, and all that makes it is in the name."""
+        if not self.settings:
+            return "fit"
+        return f"fit-{runtime.digest(json.dumps(asdict(self), sort_keys=True, default=str))[:8]}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ def tune(session: Session, data: Prepared, candidate: Candidate) -> Trial:
         TrainingError: The loss is not a number, or a guard failed.
     """
     begun = time.monotonic()
+    session = session.with_values(candidate.settings)
     ready = build(session, data, candidate)
     val, fits = _fit_all(ready, candidate) if ready.groups else (ready.head.val(ready.place), ())
     place, model, head = ready.place, ready.model.eval(), ready.head
@@ -182,16 +193,17 @@ def _fit_all(ready: Ready, candidate: Candidate) -> tuple[Predictions, tuple[Fit
     session, data = ready.place.session, ready.place.data
     splits = data.splits
     if not splits.folds:
-        val, result = _fit(ready, splits.train, splits.val, "fit", selecting=True)
+        val, result = _fit(ready, splits.train, splits.val, candidate.fit_name, selecting=True)
         return val, (result,)
     parts, fits = [], []
     for number, (train, held_out) in enumerate(splits.folds):
+        name = f"{candidate.fit_name}-fold{number}"
         part, result = _fit(
-            build(session, data, candidate, [(train, held_out)]), train, held_out, f"fold{number}", selecting=False
+            build(session, data, candidate, [(train, held_out)]), train, held_out, name, selecting=False
         )
         parts.append(part)
         fits.append(result)
-    _, result = _fit(ready, splits.train, splits.val, "fit", selecting=False)
+    _, result = _fit(ready, splits.train, splits.val, candidate.fit_name, selecting=False)
     return concatenate(parts), (*fits, result)
 
 
@@ -201,7 +213,7 @@ def _fit(
     """Run the loop once. Folds keep their last weights, since choosing the best epoch on them would flatter them."""
     place = ready.place
     feed = Feed.open(place, ready.model, ready.groups, train, val)
-    config = _loop_config(place.session, ready.strategy)
+    config = loop_config(place.session, ready.strategy)
     with place.session.stage("fit") as advance:
         result = loop(
             ready,
@@ -252,7 +264,7 @@ def point(data: Prepared, predictions: Predictions) -> float:
     return evaluation.metrics(data.task, predictions, split="val", seed=0, resamples=2, only=(name,))[0].value
 
 
-def _loop_config(session: Session, strategy: Strategy) -> FitConfig:
+def loop_config(session: Session, strategy: Strategy) -> FitConfig:
     """Turn the recipe into the configuration of the loop, deciding what it leaves open."""
     from warmstart.fit import FitConfig
 

@@ -54,10 +54,12 @@ def write(story: Story) -> f.Facts:
 
 def settle(session: Session, winner: Trial) -> None:
     """Write the winner's strategy and options into the recipe, so that it describes the model that was kept."""
-    strategy = winner.candidate.strategy
-    for key, value in {"name": strategy.name, **strategy.options}.items():
-        if config.get_key(session.recipe, f"strategy.{key}") != value:
-            session.sourced = session.sourced.decide(f"strategy.{key}", value, "it won on val")
+    candidate, strategy = winner.candidate, winner.candidate.strategy
+    won = {"backbone": candidate.backbone, "data.image_size": candidate.image_size, "strategy.name": strategy.name}
+    won |= {f"strategy.{key}": value for key, value in strategy.options.items()} | dict(candidate.settings)
+    for key, value in won.items():
+        if config.get_key(session.recipe, key) != value:
+            session.sourced = session.sourced.decide(key, value, "it won on val")
 
 
 def assemble(story: Story) -> f.Facts:
