@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from warmstart import options
+from warmstart import interrupts, options
 from warmstart.errors import RecipeError, WarmstartError
 
 app = typer.Typer(
@@ -31,7 +31,7 @@ WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE].
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 EXAMPLES = 5
 """How many cases of each finding are printed; `--json` has more."""
 EXTRA = {
@@ -233,13 +233,14 @@ def main() -> None:
     """Run the command line; every known error is two lines on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        app()
+        with interrupts.heard_by(lambda signum: False):  # nobody listens yet: leave, in order
+            app()
     except RecipeError as error:
         _fail(error, 2)
     except WarmstartError as error:
         _fail(error, 1)
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer takes Ctrl-C and leaves without a word
+        if end.code in (INTERRUPTED, TERMINATED):  # typer takes Ctrl-C and leaves without a word
             typer.echo("stopped; the same command goes on from here", err=True)
         raise
     except KeyboardInterrupt:  # before typer was there to take it

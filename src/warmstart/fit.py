@@ -113,6 +113,7 @@ def fit(
     head: nn.Module | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    should_end: Callable[[], bool] | None = None,
 ) -> FitResult:
     """Train what is in `groups`; the same call after an interruption goes on and ends in the same bits (on a CPU).
 
@@ -131,13 +132,14 @@ def fit(
         head: Checked to be among what learns.
         on_progress: Called after every step.
         should_stop: Asked after every step; True saves a checkpoint and returns `asked`.
+        should_end: Asked after every step; True ends the fit as its deadline would, for good.
 
     Raises:
         TrainingError: A loss that is not finite (`NotFiniteError`), or a guard that failed.
         CheckpointError: The checkpoints in `folder` are damaged, or of another fit.
         RunError: The file system refused a write.
     """
-    calls = (forward, batches, validate, penalty, on_progress, should_stop)
+    calls = (forward, batches, validate, penalty, on_progress, should_stop, should_end)
     job = _Job(module, groups, *calls, steps_per_epoch, config, higher_is_better, head)
     _check(job)
     gear = _gear(job, folder.path if isinstance(folder, RunDir) else folder, name)
@@ -158,6 +160,7 @@ class _Job:
     penalty: Callable[[], Tensor | None] | None
     on_progress: Callable[[Progress], None] | None
     should_stop: Callable[[], bool] | None
+    should_end: Callable[[], bool] | None
     steps_per_epoch: int
     config: FitConfig
     higher_is_better: bool
@@ -247,7 +250,13 @@ def _train(job: _Job, gear: _Gear) -> None:
 def _clock(job: _Job, gear: _Gear) -> Clock:
     every_seconds, every_steps = job.config.checkpoint_seconds, job.config.checkpoint_steps
     deadline = job.config.deadline_seconds
-    return Clock(gear.state.seconds, deadline=deadline, every_seconds=every_seconds, every_steps=every_steps)
+    return Clock(
+        gear.state.seconds,
+        deadline=deadline,
+        every_seconds=every_seconds,
+        every_steps=every_steps,
+        should_end=job.should_end,
+    )
 
 
 def _gradients(job: _Job, accelerator: Accelerator, batch: Batch) -> tuple[Tensor, Mapping[str, float | Tensor]]:
@@ -276,7 +285,7 @@ def _end_epoch(job: _Job, gear: _Gear, *, late: bool) -> Reason | None:
         metric = None if job.validate is None else float(job.validate())
         better = resume.improved(state, metric, higher_is_better=job.higher_is_better)
         state.waited = 0 if better else state.waited + 1
-        over = _why_finished(state, config, late=late)
+        over = _why_finished(job, state, late=late)
         if better and (metric is not None or over is not None):
             state.best = gear.keeper.save_best(gear.learned.tensors(), metric=metric, epoch=state.epoch)
     lr = _lr(job, gear, step=state.step - 1)
@@ -291,9 +300,10 @@ def _end_epoch(job: _Job, gear: _Gear, *, late: bool) -> Reason | None:
     return over
 
 
-def _why_finished(state: State, config: FitConfig, *, late: bool) -> Reason | None:
+def _why_finished(job: _Job, state: State, *, late: bool) -> Reason | None:
+    config = job.config
     if late:
-        return "deadline"
+        return "stopped" if job.should_end is not None and job.should_end() else "deadline"
     if state.epoch + 1 == config.epochs:
         return "finished"
     if config.early_stopping is not None and state.waited >= config.early_stopping:

@@ -90,6 +90,7 @@ def test_once(session: Session, data: Prepared, winner: Trial, *, again: bool = 
     if not len(data.splits.test):
         return validated(session, data, winner, model)
     assert model.card.weights_hash is not None
+    session.seal_stop()
     openings = session.folder.open_test(model.identity(), again=again)
     with session.stage("test"):
         found, extracted = predictions(session, data, model, data.splits.test)

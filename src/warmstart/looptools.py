@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -113,14 +113,24 @@ class Clock:
         deadline: Seconds after which the fit is late.
         every_seconds: Time between checkpoints.
         every_steps: Steps between checkpoints, besides.
+        should_end: Says that the deadline has come early.
     """
 
-    def __init__(self, before: float, *, deadline: float | None, every_seconds: float, every_steps: int | None) -> None:
+    def __init__(
+        self,
+        before: float,
+        *,
+        deadline: float | None,
+        every_seconds: float,
+        every_steps: int | None,
+        should_end: Callable[[], bool] | None = None,
+    ) -> None:
         self._began = time.monotonic() - before
         self._saved = time.monotonic()
         self._deadline = deadline
         self._every_seconds = every_seconds
         self._every_steps = every_steps
+        self._should_end = should_end
 
     def seconds(self) -> float:
         """Return the seconds of all sessions."""
@@ -128,6 +138,8 @@ class Clock:
 
     def late(self) -> bool:
         """Tell whether the deadline is over."""
+        if self._should_end is not None and self._should_end():
+            return True
         return self._deadline is not None and self.seconds() >= self._deadline
 
     def due(self, step: int) -> bool:

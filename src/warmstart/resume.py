@@ -18,7 +18,7 @@ from warmstart.optim import Plateau
 if TYPE_CHECKING:
     from warmstart.strategies import Group
 
-Reason = Literal["finished", "early_stopping", "deadline", "asked"]
+Reason = Literal["finished", "early_stopping", "deadline", "stopped", "asked"]
 _ANOTHER = "--out NEW, or --overwrite"
 
 

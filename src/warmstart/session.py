@@ -7,7 +7,6 @@ decides the same and ends in the same bits.
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from warmstart import config, runtime
 from warmstart.cache import Cache
 from warmstart.config import Decision, Recipe, Sourced
-from warmstart.interrupts import Stopped
+from warmstart.interrupts import Stop, Stopped
 from warmstart.progress import Advance, Progress, Silent
 from warmstart.rundir import RunDir
 
@@ -45,23 +44,7 @@ class Session:
     closing_seconds: float = 0.0
     """Forecast of what has to follow the last fit, which its deadline leaves room for."""
     decisions: list[Decision] = field(default_factory=list)
-    has_answer: bool = False
-    """Whether something could be tested and reported if the command had to end now."""
-    asked: str = ""
-    """Name of the signal that asked to stop."""
-    stopped: bool = False
-    """Whether anything was given up for it."""
-    parts: list[str] = field(default_factory=list)
-    """Optional parts that were done."""
-    _allowed: frozenset[str] = frozenset()
-    """Parts that a run which was stopped before has done; going on, it does these and no others."""
-    _part: str | None = None
-
-    def __post_init__(self) -> None:
-        """Take up a stop that test has been opened after: the same is tested again, not something else."""
-        known = self.folder.stage("stopped")
-        if known is not None:
-            self.asked, self._allowed = str(known["signal"]), frozenset(str(known["parts"]).split("\n"))
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def recipe(self) -> Recipe:
@@ -101,30 +84,25 @@ class Session:
         return replace(self, sourced=Sourced(recipe, self.sourced.origins))
 
     @property
+    def has_answer(self) -> bool:
+        """Say whether something could be tested and reported if the command had to end now."""
+        return self.stop.has_answer
+
+    @has_answer.setter
+    def has_answer(self, value: bool) -> None:
+        self.stop.has_answer = value
+
+    @property
     def stopping(self) -> bool:
         """Say whether somebody asked to stop and there is an answer to stop with."""
-        return bool(self.asked) and self.has_answer
-
-    def hear(self, signum: int) -> bool:
-        """Take the first signal that comes once there is an answer; False means to leave at once."""
-        if self.asked or not self.has_answer:
-            return False
-        self.asked = signal.Signals(signum).name
-        log.warning("stopping with the best so far, tested and reported; once more leaves at once")
-        return True
-
-    def should_end(self) -> bool:
-        """Say whether what is at work should end early: somebody asked to stop, and this was not done before."""
-        ends = self.stopping and self._part not in self._allowed
-        self.stopped |= ends
-        return ends
+        return bool(self.stop.asked) and self.stop.has_answer
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Do something that the answer can do without, such as a further trial.
 
-        It does not begin once somebody asked to stop, and the next tick of any stage in it gives it up. What follows
-        the parts is always done.
+        It does not begin once somebody asked to stop, and the next tick of a stage in it gives it up. What is in no
+        part is always done.
 
         Args:
             name: Its own among the parts of this command, and the same when the command is repeated.
@@ -132,13 +110,8 @@ class Session:
         Raises:
             Stopped: Somebody asked to stop; `stoppable` takes it.
         """
-        outer, self._part = self._part, name
-        try:
-            self._go_on()
+        with self.stop.doing(name):
             yield
-        finally:
-            self._part = outer
-        self.parts.append(name)
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
@@ -146,24 +119,19 @@ class Session:
         try:
             yield
         except Stopped:
-            log.info("stopped by %s", self.asked)
+            log.info("stopped by %s", self.stop.asked)
 
     def seal_stop(self) -> None:
-        """Write down what was done before the stop, so that the repeated command tests the same weights."""
-        if self.stopped:
-            done = {"signal": self.asked, "parts": "\n".join(self.parts)}
-            self.folder.finish_stage("stopped", done, seconds=0.0)
-
-    def _go_on(self) -> None:
-        if self.should_end():
-            raise Stopped
+        """Write down what was done before a stop, so that the command, repeated, tests the same weights."""
+        if self.stop.stopped:
+            self.folder.finish_stage("stopped", self.stop.record(), seconds=0.0)
 
     def _watched(self, advance: Advance) -> Advance:
-        """Let each tick of a stage inside a part give the part up."""
+        """Let each tick give up the part at work."""
 
         def tick(done: int, total: int) -> None:
             advance(done, total)
-            self._go_on()
+            self.stop.check()
 
         return tick
 
@@ -174,14 +142,14 @@ class Session:
         Args:
             name: Shown, and the key of its seconds.
             planned: Seconds that were forecast.
-            ends_itself: It looks at `should_end`, so its ticks never give a part up.
+            ends_itself: It looks at `stop.should_end`, so its ticks never give a part up.
         """
         if planned is not None:
             self.planned[name] = self.planned.get(name, 0.0) + planned
         begun = time.monotonic()
         try:
             advance = self.progress.begin(name)
-            yield advance if self._part is None or ends_itself else self._watched(advance)
+            yield advance if self.stop.part is None or ends_itself else self._watched(advance)
         finally:
             spent = time.monotonic() - begun
             self.stages[name] = self.stages.get(name, 0.0) + spent

@@ -210,19 +210,29 @@ def _fit_all(ready: Ready, candidate: Candidate) -> tuple[Predictions, tuple[Fit
 def _fit(
     ready: Ready, train: np.ndarray, val: np.ndarray, name: str, *, selecting: bool
 ) -> tuple[Predictions, FitResult]:
-    """Run the loop once. Folds keep their last weights, since choosing the best epoch on them would flatter them."""
+    """Run the loop once. Folds keep their last weights, since choosing the best epoch on them would flatter them.
+
+    Asked to stop, a fit that validates ends with its best so far; without val, the trial is given up.
+    """
     place = ready.place
     feed = Feed.open(place, ready.model, ready.groups, train, val)
-    config = loop_config(place.session, ready.strategy)
-    with place.session.stage("fit") as advance:
+    session = place.session
+    config = loop_config(session, ready.strategy)
+
+    def on_step(at: At) -> None:
+        session.has_answer |= selecting
+        advance(at.step, at.total_steps)
+
+    with session.stage("fit", ends_itself=selecting) as advance:
         result = loop(
             ready,
             feed,
             config,
-            place.session.folder,
+            session.folder,
             name=name,
             validate=(lambda: point(place.data, feed.predict())) if selecting else None,
-            on_step=lambda at: advance(at.step, at.total_steps),
+            on_step=on_step,
+            should_end=session.stop.should_end if selecting else None,
         )
         return feed.predict(), result
 
@@ -236,6 +246,7 @@ def loop(
     name: str = "fit",
     validate: Callable[[], float] | None = None,
     on_step: Callable[[At], None] | None = None,
+    should_end: Callable[[], bool] | None = None,
 ) -> FitResult:
     """Put a ready model through the loop."""
     from warmstart import fit
@@ -255,6 +266,7 @@ def loop(
         penalty=ready.strategy.penalty(ready.model),
         head=ready.model.head,
         on_progress=on_step,
+        should_end=should_end,
     )
 
 

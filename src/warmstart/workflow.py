@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from warmstart import config, options, runtime, trained
+from warmstart import config, interrupts, options, runtime, trained
 from warmstart.cache import Cache, parse_size
 from warmstart.config import Sourced
 from warmstart.errors import RunError, WarmstartError
@@ -59,6 +59,8 @@ class Run:
             "report": str(self.report),
             "seconds": round(self.seconds, 3),
             "planned_seconds": self.facts.answer.planned_seconds,
+            "stopped": self.facts.answer.stopped,
+            "warnings": list(self.facts.answer.warnings),
             "decisions": facts["decisions"],
             "metrics": facts["metrics"],
         }
@@ -72,6 +74,7 @@ class Run:
                 f"{metric.name} {metric.value:.4f} on {metric.split}",
                 f"95 % interval {metric.low:.4f} to {metric.high:.4f}, n = {metric.n}",
                 f"{answer.backbone} at {answer.input_size} px, {answer.strategy}; {self.seconds:.0f} s",
+                *(warning for warning in answer.warnings if answer.stopped),
                 f"report  {self.report}",
                 f"use it  warmstart predict {self.folder} FILE…",
             )
@@ -100,11 +103,13 @@ def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given
         if session.finished:
             return _finished(session)
         probing = choose.choose(session, ready)  # one backbone and its input size; the race among many joins here
-        trials = [tune.tune(session, ready, probing)]
+        trials, reason = [tune.tune(session, ready, probing)], "the command was asked to stop"
+        session.has_answer = True
         ready = prepare.audited(session, ready, choose.features(session, ready, probing))
-        candidate, reason = plan.second_trial(session, ready, trials[0])
-        if candidate is not None:
-            trials.append(tune.tune(session, ready, candidate))
+        with session.stoppable(), session.part("second trial"):
+            candidate, reason = plan.second_trial(session, ready, trials[0])
+            if candidate is not None:
+                trials.append(tune.tune(session, ready, candidate))
         winner, comparisons = choose.pick(session, ready, trials)
         judged = judge.test_once(session, ready, winner)
         facts = writeup.write(writeup.Story(session, ready, trials, winner, comparisons, judged, reason))
@@ -220,7 +225,9 @@ def opened(verb: str, data: object, given: Options, progress: Progress | None) -
     folder = _open_folder(verb, sourced, given, fingerprint, data)
     with folder:
         try:
-            yield Session(sourced, folder, _cache(given), progress or Silent(), started)
+            stop = interrupts.Stop.known(folder.stage("stopped"))
+            with interrupts.heard_by(stop.hear):
+                yield Session(sourced, folder, _cache(given), progress or Silent(), started, stop=stop)
         except WarmstartError:
             folder.give_up()
             raise

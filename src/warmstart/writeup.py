@@ -113,6 +113,7 @@ def answer(story: Story) -> f.Answer:
         test_openings=judged.openings,
         verdict=verdict(story),
         warnings=warnings(story),
+        stopped=story.session.stop.stopped,
         run=session.folder.path.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -122,6 +123,9 @@ def warnings(story: Story) -> tuple[str, ...]:
     """Say what a reader has to know before trusting the number."""
     blocking = story.data.report.blocking()
     told = [] if blocking is None else [f"Allowed by --duplicates allow: {blocking.problem}."]
+    stop = story.session.stop
+    if stop.stopped:
+        told.append(f"Stopped early by {stop.asked}: this is the best of what was tried by then.")
     near = len(story.data.report.near_test_rows)
     if near:
         told.append(f"{near} test examples have a copy or near-copy in train or val; metrics without them are below.")

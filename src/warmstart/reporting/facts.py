@@ -50,6 +50,8 @@ class Answer:
     """One sentence: why this candidate won, in plain words."""
     warnings: tuple[str, ...] = ()
     """What a reader has to know before trusting the number; a sentence each."""
+    stopped: bool = False
+    """Whether something was given up because a signal asked to stop."""
     run: str = ""
     """Name of the run folder, not its path."""
     created: str = ""
