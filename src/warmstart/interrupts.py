@@ -57,6 +57,10 @@ class Stop:
         """Return what a repeated command has to know, JSON-ready."""
         return {"asked": self.asked, "done": list(self.done)}
 
+    def resume(self) -> None:
+        """Stay stopped: what an earlier command ended early was taken up."""
+        self.asked, self.stopped = self.asked or "an earlier signal", True
+
     def hear(self, signum: int) -> bool:
         """Take the first signal that comes once there is an answer."""
         if self.asked or not self.has_answer:

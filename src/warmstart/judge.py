@@ -40,6 +40,7 @@ def save(session: Session, data: Prepared, winner: Trial) -> TrainedModel:
     """
     val = winner.val
     assert val.targets is not None
+    session.seal_stop()
     temperature = calibrate.fit_temperature(val.outputs, val.targets, link=data.task.link)
     model = replace(winner.trained, temperature=temperature or 1.0)
     with session.stage("save"):
@@ -90,7 +91,6 @@ def test_once(session: Session, data: Prepared, winner: Trial, *, again: bool = 
     if not len(data.splits.test):
         return validated(session, data, winner, model)
     assert model.card.weights_hash is not None
-    session.seal_stop()
     openings = session.folder.open_test(model.identity(), again=again)
     with session.stage("test"):
         found, extracted = predictions(session, data, model, data.splits.test)

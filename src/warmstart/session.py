@@ -119,10 +119,10 @@ class Session:
         try:
             yield
         except Stopped:
-            log.info("stopped by %s", self.stop.asked)
+            self.seal_stop()
 
     def seal_stop(self) -> None:
-        """Write down what was done before a stop, so that the command, repeated, tests the same weights."""
+        """Write down what was done before a stop, so that the command, repeated, does no more and tests the same."""
         if self.stop.stopped:
             self.folder.finish_stage("stopped", self.stop.record(), seconds=0.0)
 

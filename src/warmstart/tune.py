@@ -207,6 +207,25 @@ def _fit_all(ready: Ready, candidate: Candidate) -> tuple[Predictions, tuple[Fit
     return concatenate(parts), (*fits, result)
 
 
+def held_out(
+    session: Session, data: Prepared, candidate: Candidate, pairs: Sequence[heads.Fold], *, name: str
+) -> Predictions:
+    """Fit a candidate on each train of (train, val) rows, and return what it says of each val.
+
+    Args:
+        session: The command at work.
+        data: What to learn from.
+        candidate: What to fit; its last weights are used, so val stays honest.
+        pairs: (train, val) rows; one pair, or folds.
+        name: Of the fits within the run.
+    """
+    session, parts = session.with_values(candidate.settings), []
+    for number, (train, val) in enumerate(pairs):
+        ready = build(session, data, candidate, [(train, val)])
+        parts.append(_fit(ready, train, val, f"{name}-{number}", selecting=False)[0])
+    return concatenate(parts)
+
+
 def _fit(
     ready: Ready, train: np.ndarray, val: np.ndarray, name: str, *, selecting: bool
 ) -> tuple[Predictions, FitResult]:
@@ -234,6 +253,8 @@ def _fit(
             on_step=on_step,
             should_end=session.stop.should_end if selecting else None,
         )
+        if result.stopped_because == "stopped":
+            session.stop.resume()
         return feed.predict(), result
 
 
