@@ -42,6 +42,15 @@ class Card:
     """`source/name`, the way a user writes it."""
     spec: InputSpec = field(default_factory=InputSpec)
     num_params: int | None = None
+    """As published, with the classifier where the file has one; of the backbone alone once it was loaded."""
+    macs: int | None = None
+    """Multiply-adds of one picture at `spec.image_size`."""
+    accuracy: float | None = None
+    """Published top-1 on ImageNet-1k in percent, of the weights' own classifier or a linear one on frozen features."""
+    accuracy_source: str = ""
+    """Who published it, and at what input size."""
+    default: bool = False
+    """True when the name without its tag means these weights."""
     dim: int | None = None
     licence: str | None = None
     trained_on: str | None = None

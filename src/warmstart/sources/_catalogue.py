@@ -12,7 +12,8 @@ from warmstart.errors import WarmstartError
 from warmstart.models import Card
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+"""Raise it when cards get another field or the tables of facts change."""
 
 
 def remembered(library: str, build: Callable[[], Sequence[Card]]) -> tuple[Card, ...]:

@@ -27,9 +27,14 @@ class Packaged:
     spec: InputSpec
     num_params: int
     """Of the backbone, without classifier."""
+    macs: int
+    """Multiply-adds of one picture through the backbone at `spec.image_size`, counted by torch's own table."""
     dim: int
     licence: str
     trained_on: str | None
+    accuracy: float | None = None
+    """Published top-1 on ImageNet-1k in percent, with the classifier of the file."""
+    accuracy_source: str = ""
     notes: str = ""
     headless: bool = False
     """True when the file has no classifier."""
@@ -70,9 +75,12 @@ PACKAGED = (
         arch="timm:tf_efficientnet_lite0",
         spec=_lite(224, 0.875),
         num_params=3_371_008,
+        macs=383_907_552,
         dim=1280,
         licence="Apache-2.0",
         trained_on="ImageNet-1k",
+        accuracy=75.1,
+        accuracy_source="its authors' README (tensorflow/tpu), 224 px",
     ),
     Packaged(
         name="efficientnet_lite1",
@@ -84,9 +92,12 @@ PACKAGED = (
         arch="timm:tf_efficientnet_lite1",
         spec=_lite(240, 0.882),
         num_params=4_135_680,
+        macs=598_905_232,
         dim=1280,
         licence="Apache-2.0",
         trained_on="ImageNet-1k",
+        accuracy=76.7,
+        accuracy_source="its authors' README (tensorflow/tpu), 240 px",
     ),
     Packaged(
         name="efficientnet_lite2",
@@ -98,9 +109,12 @@ PACKAGED = (
         arch="timm:tf_efficientnet_lite2",
         spec=_lite(260, 0.890),
         num_params=4_811_072,
+        macs=858_456_272,
         dim=1280,
         licence="Apache-2.0",
         trained_on="ImageNet-1k",
+        accuracy=77.6,
+        accuracy_source="its authors' README (tensorflow/tpu), 260 px",
     ),
     Packaged(
         name="mobilenet_v2",
@@ -112,9 +126,12 @@ PACKAGED = (
         arch="torchvision:mobilenet_v2",
         spec=InputSpec(interpolation="bilinear", crop_fraction=0.875),
         num_params=2_223_872,
+        macs=299_494_272,
         dim=1280,
         licence="MIT",
         trained_on="ImageNet-1k",
+        accuracy=71.878,
+        accuracy_source="torchvision, 224 px",
         notes="torchvision's IMAGENET1K_V1 file",
     ),
     Packaged(
@@ -127,6 +144,7 @@ PACKAGED = (
         arch="torchvision:mobilenet_v2",
         spec=InputSpec(interpolation="bilinear"),
         num_params=2_223_872,
+        macs=299_494_272,
         dim=1280,
         licence="MIT",
         trained_on="ImageNet-1k",
@@ -143,6 +161,7 @@ PACKAGED = (
         arch="timm:resnet50",
         spec=InputSpec(interpolation="bilinear"),
         num_params=23_508_032,
+        macs=4_087_136_256,
         dim=2048,
         licence="MIT",
         trained_on=None,
@@ -161,6 +180,7 @@ PACKAGED = (
         arch="torchvision:squeezenet1_1",
         spec=_caffe(227, (103.939, 116.779, 123.68)),
         num_params=722_496,
+        macs=287_395_520,
         dim=512,
         licence="BSD-3-Clause",
         trained_on="ImageNet-1k",
@@ -177,6 +197,7 @@ PACKAGED = (
         arch="timm:vit_small_patch14_dinov2",
         spec=InputSpec(image_size=224, interpolation="bicubic", embedded_size=518),
         num_params=22_056_192,
+        macs=5_514_854_400,
         dim=384,
         licence="MIT",
         trained_on=None,
@@ -193,6 +214,7 @@ PACKAGED = (
         arch="torchvision:vgg16.features",
         spec=_caffe(224, (104.00699, 116.66877, 122.67892)),
         num_params=14_714_688,
+        macs=15_346_630_656,
         dim=512,
         licence="MIT",
         trained_on="BSDS500",

@@ -72,6 +72,19 @@ class Package:
         entry = _entry(name)
         return _find_wheel(entry) or _download(entry)
 
+    def check(self, name: str) -> None:
+        """Refuse a name that is not in the table.
+
+        Raises:
+            SourceError: Unknown name.
+        """
+        _entry(name)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return the wheel, or the installed file."""
+        path = _find_wheel(_entry(name)) or _installed(_entry(name))
+        return () if path is None else (path,)
+
 
 def _entry(name: str) -> Packaged:
     known = {entry.name: entry for entry in PACKAGED}
@@ -96,6 +109,9 @@ def _card(entry: Packaged) -> Card:
         name=f"package/{entry.name}",
         spec=entry.spec,
         num_params=entry.num_params,
+        macs=entry.macs,
+        accuracy=entry.accuracy,
+        accuracy_source=entry.accuracy_source,
         dim=entry.dim,
         licence=entry.licence,
         trained_on=entry.trained_on,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from warmstart.errors import SourceError, closest
 from warmstart.models import Card, specs
-from warmstart.sources import _catalogue, _network
+from warmstart.sources import _catalogue, _facts, _network
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -77,6 +77,20 @@ class Timm:
         """
         return _weights_file(_config(name))
 
+    def check(self, name: str) -> None:
+        """Refuse a name that timm's tables do not have.
+
+        Raises:
+            SourceError: No such network or tag, or a network without published weights.
+        """
+        listed = f"timm/{name}"
+        if not any(card.name == listed or card.name.startswith(f"{listed}.") for card in self.available()):
+            _config(name)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return the file in the hub's cache."""
+        return (_weights_file(_config(name)),)
+
 
 def _config(name: str) -> PretrainedCfg:
     """Find the published weights that a name means.
@@ -104,24 +118,45 @@ def _full(names: Sequence[str]) -> list[str]:
     return [f"timm/{name}" for name in names]
 
 
+def offered() -> list[str]:
+    """List timm's names of published weights, those left out that never classified."""
+    import timm
+
+    return [name for name in timm.list_pretrained() if not name.partition(".")[0].endswith(ENCODER)]
+
+
 def _all_cards() -> list[Card]:
     import timm
 
-    names = (name for name in timm.list_pretrained() if not name.partition(".")[0].endswith(ENCODER))
-    configs = (timm.get_pretrained_cfg(name) for name in names)
+    configs = (timm.get_pretrained_cfg(name) for name in offered())
     return [_card(cfg) for cfg in configs if cfg is not None]
 
 
 def _card(cfg: PretrainedCfg) -> Card:
     repository = (cfg.hf_hub_id or "").partition("@")[0]
+    name = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else f"{cfg.architecture}"
+    known = _facts.of_timm(name)
     return Card(
-        name=f"timm/{cfg.architecture}.{cfg.tag}" if cfg.tag else f"timm/{cfg.architecture}",
+        name=f"timm/{name}",
         spec=specs.of_timm(cfg),
+        num_params=known.num_params,
+        macs=known.macs,
+        accuracy=known.accuracy,
+        accuracy_source=known.accuracy_source,
+        default=cfg.tag == _default_tag(cfg.architecture or ""),
         licence=cfg.license,
         trained_on=trained_on(cfg.tag or ""),
         url=f"https://huggingface.co/{repository}" if repository else _url(cfg),
         arch=f"timm:{cfg.architecture}",
     )
+
+
+def _default_tag(arch: str) -> str | None:
+    """Return the tag that a name without one means."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(arch)
+    return None if cfg is None else cfg.tag
 
 
 def _url(cfg: PretrainedCfg) -> str | None:

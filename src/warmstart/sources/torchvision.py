@@ -66,6 +66,20 @@ class Torchvision:
         network_name, found = _weights(name)
         return _network.torch_hub_file(_card(network_name, found).name, found.url)
 
+    def check(self, name: str) -> None:
+        """Refuse a name that torchvision's tables do not have.
+
+        Raises:
+            SourceError: No such network or weights, or a network without any.
+        """
+        listed = f"torchvision/{name}"
+        if not any(card.name == listed or card.name.startswith(f"{listed}:") for card in self.available()):
+            _weights(name)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return the file in torch's hub cache."""
+        return (self.fetch(name),)
+
 
 def _weights(name: str) -> tuple[str, WeightsEnum]:
     """Find the published weights that a name means.
@@ -97,10 +111,16 @@ def _all_cards() -> list[Card]:
 
 
 def _card(network: str, weights: WeightsEnum) -> Card:
+    import torchvision
+
     return Card(
         name=f"torchvision/{network}:{weights.name}",
         spec=specs.of_torchvision(network, weights),
         num_params=weights.meta["num_params"],
+        macs=round(weights.meta["_ops"] * 1e9),  # published as GFLOPS; a multiply-add counts once there
+        accuracy=weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1"),
+        accuracy_source=f"torchvision, {weights.transforms().crop_size[0]} px",
+        default=weights is torchvision.models.get_model_weights(network)["DEFAULT"],
         licence=weights.meta.get("license"),
         trained_on=_trained_on(weights.name),
         url=weights.url,
