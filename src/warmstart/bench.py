@@ -1,4 +1,4 @@
-"""A backbone on the bench: loaded, framed, and able to give frozen values of any rows; and what the loop is fed."""
+"""A backbone on the bench: framed, and able to give frozen values of any rows; and what the loop is fed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 
-from warmstart import sources
+from warmstart import sources, tasks
 from warmstart.data import Batch, loading, transforms
 from warmstart.errors import CacheError
 from warmstart.extract import Extracted, extract
 from warmstart.models import Backbone, Card
-from warmstart.models.model import Model
+from warmstart.models.lazy import LazyBackbone
 from warmstart.prepare import Prepared
 from warmstart.session import Session
 from warmstart.strategies import Group, deepest_cut
@@ -24,7 +23,11 @@ from warmstart.tasks import Predictions
 from warmstart.trained import Framing
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from warmstart.data.transforms import Transform
+    from warmstart.models.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +36,27 @@ EVAL_BATCH = 64
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded backbone at an input size, with everything that tuning it needs."""
+    """A backbone at an input size, with everything that tuning it needs. It is built when first asked for."""
 
     session: Session
     data: Prepared
-    backbone: Backbone
-    card: Card
+    lazy: LazyBackbone
     framing: Framing
+
+    @property
+    def backbone(self) -> Backbone:
+        """Return the network, built at the first call."""
+        return self.lazy.get()
+
+    @property
+    def card(self) -> Card:
+        """Return the facts of its weights."""
+        return self.lazy.card
+
+    @property
+    def num_groups(self) -> int:
+        """Count its layer groups, which is also the last cut; nothing is built for it."""
+        return self.lazy.num_groups
 
     def values(self, rows: np.ndarray, cut: int, transform: Transform, *, view: int = 0) -> Extracted:
         """Compute the frozen prefix for rows, or read it from the cache."""
@@ -48,7 +65,7 @@ class Bench:
             return extract(
                 self.data.dataset,
                 rows,
-                backbone=self.backbone,
+                backbone=self.lazy,
                 card=self.card,
                 cut=cut,
                 transform=transform,
@@ -56,7 +73,7 @@ class Bench:
                 view=view,
                 seed=session.recipe.seed,
                 workers=session.workers,
-                device=session.device,
+                device=session.recipe.device,
                 content_hashes=self.data.hashes,
                 progress=advance,
             )
@@ -65,14 +82,14 @@ class Bench:
         """Return the transform of validation and prediction."""
         framing = self.framing
         return transforms.for_eval(
-            self.backbone.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
+            self.card.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
         )
 
     def augmented(self, default: str) -> Transform:
         """Return the transform of training pictures."""
         framing, augment = self.framing, self.session.recipe.data.augment or default
         return transforms.for_train(
-            self.backbone.spec,
+            self.card.spec,
             image_size=framing.image_size,
             resize=framing.resize,
             fit=framing.fit,
@@ -86,11 +103,12 @@ def load(session: Session, data: Prepared, backbone_name: str, image_size: int) 
     Raises:
         SourceError: The weights are not here.
     """
+    def move(backbone: Backbone) -> None:
+        cast("nn.Module", backbone).to(session.device)
+
     with session.stage("load"):
-        backbone, card = sources.load(backbone_name)
-        backbone.to(session.device)  # type: ignore[attr-defined]
-    framing = Framing(image_size, session.recipe.data.resize, session.recipe.data.fit)
-    return Bench(session, data, backbone, card, framing)
+        lazy = sources.defer(backbone_name, move)
+    return Bench(session, data, lazy, Framing(image_size, session.recipe.data.resize, session.recipe.data.fit))
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,8 @@ class Feed:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
+        import torch
+
         session, size = self.place.session, self.place.session.recipe.batch_size
         order = loading.epoch_order(len(self.train), seed=session.recipe.seed, epoch=epoch)
         picks = [order[at : at + size] for at in range(0, len(order), size)][start:]
@@ -163,6 +183,8 @@ class Feed:
         """Predict val with the model as it stands."""
         if not len(self.val):
             return predictions(self.place, self.val, np.zeros((0, self.place.data.task.num_outputs), np.float32))
+        import torch
+
         self.model.eval()
         parts = [self.val[at : at + EVAL_BATCH] for at in range(0, len(self.val), EVAL_BATCH)]
         if self.held_out is not None:
@@ -185,11 +207,13 @@ class Feed:
 def predictions(place: Bench, rows: np.ndarray, outputs: np.ndarray) -> Predictions:
     """Turn the raw outputs for rows of the dataset into predictions with their targets."""
     dataset = place.data.dataset
-    values = place.data.task.predict(torch.from_numpy(outputs)).numpy()
+    values = tasks.values(place.data.task, outputs)
     assert dataset.targets is not None
     groups = None if dataset.groups is None else dataset.groups[rows]
     return Predictions(outputs, values, rows, dataset.targets[rows], groups)
 
 
 def _batch(inputs: torch.Tensor, targets: np.ndarray, rows: np.ndarray) -> Batch:
+    import torch
+
     return Batch(inputs, torch.from_numpy(targets), torch.from_numpy(rows))

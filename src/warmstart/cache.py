@@ -57,7 +57,7 @@ class CacheInfo:
 
 
 class Cache:
-    """The store: spaces of features under `root/features`, engines under `root/engines`, and a limit on their bytes.
+    """The store: `root/features`, `root/engines` and `root/backbones`, and a limit on their bytes.
 
     Args:
         root: Where it lies; `WARMSTART_CACHE`, else the user's cache folder.
@@ -82,6 +82,11 @@ class Cache:
     def engines(self) -> Path:
         """Folder of exported prefixes and of what was measured on them."""
         return self.root / "engines"
+
+    @property
+    def backbones(self) -> Path:
+        """Folder of what is known of backbones, and of weights that were kept frozen."""
+        return self.root / "backbones"
 
     def space(self, *, weights: str, transform: str, cut: int, description: str = "") -> Space:
         """Open the space of one function of pictures.
@@ -129,21 +134,22 @@ class Cache:
         return CacheInfo(self.root, self.limit_bytes, total, sum(space.num_rows for space in spaces), spaces)
 
     def clear(self) -> int:
-        """Delete all spaces and engines, and what scans of files remember; downloaded weights stay.
+        """Delete all spaces and engines, and what is remembered of files and backbones; downloaded weights stay.
 
         Returns:
             The bytes that were there.
         """
         total = 0
-        for folder in (self.features, self.engines, self.root / "scan"):
+        for folder in (self.features, self.engines, self.backbones, self.root / "scan"):
             total += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
         return total
 
     def _items(self) -> list[tuple[int, int, Path]]:
-        """List what can leave: (last used, bytes, path) of every shard and every engine."""
+        """List what can leave: (last used, bytes, path) of every shard, every engine and all kept weights."""
         found = []
-        for path in (*self.features.glob("*/*.index"), *self.engines.glob("*.onnx")):
+        others = (*self.engines.glob("*.onnx"), *self.backbones.glob("*.safetensors"))
+        for path in (*self.features.glob("*/*.index"), *others):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 values = shards.values_path(path)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from warmstart import engine, runtime
+from warmstart import runtime
 from warmstart.cache import Cache
 from warmstart.data import Dataset, images, loading
-from warmstart.engine import Timing
 from warmstart.errors import DataError
-from warmstart.models import weights
+from warmstart.models import lazy
+from warmstart.models.lazy import LazyBackbone
 from warmstart.shards import KEY
 from warmstart.spaces import Rows, Space
 
 if TYPE_CHECKING:
+    import torch
+
+    from warmstart import engine
     from warmstart.data.transforms import Transform
+    from warmstart.engine import Timing
     from warmstart.models import Backbone, Card
+    from warmstart.runtime import Device
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ def extract(
     dataset: Dataset,
     rows: np.ndarray,
     *,
-    backbone: Backbone,
+    backbone: Backbone | LazyBackbone,
     card: Card,
     cut: int,
     transform: Transform,
@@ -68,7 +70,7 @@ def extract(
     seed: int = 0,
     workers: int = 2,
     batch_size: int = 32,
-    device: torch.device | None = None,
+    device: torch.device | Device = "cpu",
     content_hashes: Sequence[bytes] | None = None,
     progress: Progress | None = None,
 ) -> Extracted:
@@ -77,7 +79,8 @@ def extract(
     Args:
         dataset: Where the pictures are.
         rows: Which of them, in which order; int64 (N,).
-        backbone: The network; it runs in eval mode on a copy and is not changed.
+        backbone: The network; it runs in eval mode on a copy and is not changed. One that is not built stays so when
+            there is nothing to compute.
         card: The facts of its weights.
         cut: Where the frozen prefix ends; at the last cut values are the pooled features.
         transform: From picture to pixels.
@@ -86,7 +89,7 @@ def extract(
         seed: Seed of the random views; no effect with a transform that is not random.
         workers: Threads that read and decode.
         batch_size: Pictures that are decoded and computed together, at least; no value depends on it on the CPU.
-        device: Where to compute; CPU by default.
+        device: Where to compute.
         content_hashes: Hash of every example of the dataset, where the audit has them; read from the files else.
         progress: Called with (rows computed, rows to compute).
 
@@ -101,11 +104,13 @@ def extract(
     missing = _first_of_each(keys, ~space.find(keys))
     choice = None
     if len(missing):
-        where = device or torch.device("cpu")
+        from warmstart import engine
+
+        where = runtime.pick_device(device) if isinstance(device, str) else device
         size = engine.batch_size(batch_size, where)
         job = _Job(dataset, rows[missing], keys[missing], transform, view, seed, workers, size)
-        prefix = engine.Prefix(backbone, named, cut, where)
-        choice = _compute(job, prefix, space, cache, progress)
+        network = backbone.get() if isinstance(backbone, LazyBackbone) else backbone
+        choice = _compute(job, engine.Prefix(network, named, cut, where), space, cache, progress)
     return Extracted(
         values=space.rows(keys).load(),
         computed=len(missing),
@@ -116,16 +121,9 @@ def extract(
     )
 
 
-def identity(backbone: Backbone, card: Card) -> str:
-    """Hash what a backbone's values depend on: its tensors as they are now, its structure, its normalisation.
-
-    The tensors are hashed anew because a card does not notice that training changed them. Structure counts because
-    variants of one network share all tensors and differ in padding or in an epsilon.
-    """
-    assert isinstance(backbone, torch.nn.Module)
-    structure = re.sub(r" at 0x[0-9a-f]+", "", repr(backbone))
-    spec = json.dumps(asdict(backbone.spec), sort_keys=True)
-    return runtime.digest(weights.weights_hash(backbone.state_dict()), card.arch or "", structure, spec)
+def identity(backbone: Backbone | LazyBackbone, card: Card) -> str:
+    """Hash what a backbone's values depend on; see `lazy.identity`."""
+    return backbone.identity if isinstance(backbone, LazyBackbone) else lazy.identity(backbone, card)
 
 
 def row_keys(
@@ -185,6 +183,8 @@ def _compute(job: _Job, prefix: engine.Prefix, space: Space, cache: Cache, progr
     Equal jobs give equal bits, also when the first one was killed: the engine is on disk before the first rows are,
     and rows are written in whole batches, so the rest falls into the same batches.
     """
+    from warmstart import engine
+
     total, size = len(job.rows), job.batch_size
     first = next(job.pixels(0, min(size, total)))
     choice = engine.pick(prefix, first, remaining=total, folder=cache.engines)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -61,6 +61,16 @@ class Solved:
         """Apply the head: (N, D) → float32 (N, C)."""
         folded = self.weight * self.scale
         return features @ folded.T + (self.bias - folded @ self.mean)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a `LinearHead` holds, under its names."""
+        return {"mean": self.mean, "scale": self.scale, "linear.weight": self.weight, "linear.bias": self.bias}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> Solved:
+        """Rebuild a head from `arrays`; how it was solved is not known then."""
+        weight, bias = arrays["linear.weight"], arrays["linear.bias"]
+        return Solved(weight, bias, arrays["mean"], arrays["scale"], np.nan, (), np.empty((0, len(bias)), np.float32))
 
     def to_module(self) -> LinearHead:
         """Return the head as a torch module."""

@@ -47,7 +47,8 @@ def save(session: Session, data: Prepared, winner: Trial) -> TrainedModel:
         folder = model.save(session.folder.path / "weights")
         for file in sorted(folder.iterdir()):
             session.folder.add_file(f"weights/{file.name}")
-        saved = trained.load(folder)
+        saved = trained.load(folder, build=model.built)
+    record(session, data, "val", calibrate.scaled(val, model.temperature, link=data.task.link))
     if not data.splits.folds:
         with session.stage("validate"):
             again, _ = predictions(session, data, saved, data.splits.val)
@@ -70,7 +71,7 @@ def predictions(
         cache=session.cache,
         workers=session.workers,
         content_hashes=data.hashes,
-        device=session.device,
+        device=session.recipe.device,
     )
 
 
@@ -114,7 +115,7 @@ def reopen(session: Session, data: Prepared, *, split: str, again: bool) -> Judg
     Raises:
         RunError: Test was opened with other weights and `again` was not said; or there is no such split.
     """
-    model = trained.load(session.folder.path)
+    model = trained.load(session.folder.path, build=False)
     rows = data.splits.test if split == "test" else data.splits.val
     if split not in ("val", "test") or not len(rows):
         raise RunError(f"this run has no {split} split", "--split val, or --split test, whichever the report lists")

@@ -57,8 +57,11 @@ def mistakes(data: Prepared, judged: Judged, limit: int) -> tuple[f.Mistake, ...
 
 
 def explanations(data: Prepared, judged: Judged) -> tuple[tuple[f.Explanation, ...], str]:
-    """Show where the model looked, half of them mistakes, half of them right; and say by which method."""
-    if data.task.kind != "single" or not len(judged.predictions.index):
+    """Show where the model looked, half of them mistakes, half of them right; and say by which method.
+
+    Nothing is shown of a network that was not built: on known features, building it would take most of the time.
+    """
+    if data.task.kind != "single" or not len(judged.predictions.index) or not judged.model.built:
         return (), ""
     import torch
 

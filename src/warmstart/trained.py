@@ -6,26 +6,31 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from warmstart import durable, plugins, runtime
+from warmstart import durable, plugins, runtime, tasks
 from warmstart.cache import Cache
 from warmstart.data import Dataset, Input
 from warmstart.errors import CheckpointError, RunError
-from warmstart.models import Card
-from warmstart.models.model import LinearHead, Model
+from warmstart.heads import Solved
+from warmstart.models import Card, weights
+from warmstart.models.lazy import LazyBackbone
 from warmstart.progress import Advance
 from warmstart.tasks import Predictions, Task
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from warmstart.data.transforms import Transform
     from warmstart.extract import Extracted
+    from warmstart.models import Backbone
+    from warmstart.models.model import Model
+    from warmstart.runtime import Device
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 32
 HEAD, FACTS = "head.safetensors", "model.json"
 COPY_AGAIN = "copy the folder again from where it was made"
@@ -40,6 +45,30 @@ class Framing:
     fit: Literal["crop", "squash", "pad"] = "crop"
 
 
+class Frozen:
+    """A backbone as its source gave it, and a solved head on its features; a network when something asks for one."""
+
+    def __init__(self, backbone: LazyBackbone, head: Solved) -> None:
+        self.backbone = backbone
+        self.head = head
+        self._model: Model | None = None
+
+    @property
+    def built(self) -> bool:
+        """Say whether there is a network, which somebody may have changed."""
+        return self._model is not None
+
+    def get(self) -> Model:
+        """Return the model, built at the first call."""
+        if self._model is None:
+            from warmstart.models.model import Model
+
+            backbone = self.backbone.get()
+            device = next(cast("nn.Module", backbone).parameters()).device
+            self._model = Model(backbone, self.head.to_module()).eval().to(device)
+        return self._model
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A fine-tuned model with everything that prediction needs.
@@ -50,7 +79,8 @@ class TrainedModel:
         ['defective']
     """
 
-    model: Model
+    held: Model | Frozen
+    """The network, or what it is built from when it is first used."""
     card: Card
     """Of the backbone as it is now: its hash is that of the tuned weights."""
     task: Task
@@ -59,13 +89,32 @@ class TrainedModel:
     temperature: float = 1.0
     """Outputs are divided by it before they become probabilities; fitted on val."""
 
+    @property
+    def model(self) -> Model:
+        """Return the network."""
+        return self.held.get() if isinstance(self.held, Frozen) else self.held
+
+    @property
+    def frozen(self) -> Frozen | None:
+        """Return what the network would be built from, as long as it is not, and nobody can have changed it."""
+        return self.held if isinstance(self.held, Frozen) and not self.held.built else None
+
+    @property
+    def built(self) -> bool:
+        """Say whether the network is in memory."""
+        return self.frozen is None or self.frozen.backbone.built
+
+    @property
+    def _backbone(self) -> Backbone | LazyBackbone:
+        return self.model.backbone if self.frozen is None else self.frozen.backbone
+
     def transform(self) -> Transform:
         """Return the transform of a picture for prediction."""
         from warmstart.data import transforms
 
         framing = self.framing
         return transforms.for_eval(
-            self.model.backbone.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
+            self.card.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
         )
 
     def predictions(
@@ -75,7 +124,7 @@ class TrainedModel:
         *,
         cache: Cache,
         workers: int = 2,
-        device: torch.device | None = None,
+        device: torch.device | Device = "cpu",
         content_hashes: Sequence[bytes] | None = None,
         progress: Advance | None = None,
     ) -> tuple[Predictions, Extracted]:
@@ -89,9 +138,9 @@ class TrainedModel:
         found = extract.extract(
             dataset,
             rows,
-            backbone=self.model.backbone,
+            backbone=self._backbone,
             card=self.card,
-            cut=len(self.model.backbone.layer_groups()),
+            cut=self.model.num_groups if self.frozen is None else self.frozen.backbone.num_groups,
             transform=self.transform(),
             cache=cache,
             workers=workers,
@@ -99,16 +148,15 @@ class TrainedModel:
             content_hashes=content_hashes,
             progress=progress,
         )
-        outputs = apply_head(self.model.head, np.asarray(found.values))
+        features = np.asarray(found.values)
+        outputs = apply_head(self.model.head, features) if self.frozen is None else self.frozen.head.outputs(features)
         targets = None if dataset.targets is None else dataset.targets[rows]
         groups = None if dataset.groups is None else dataset.groups[rows]
         return Predictions(outputs, self.values(outputs), rows, targets, groups), found
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Turn raw outputs (N, C) into calibrated probabilities, or numbers in target units."""
-        import torch
-
-        return self.task.predict(torch.from_numpy(outputs) / self.temperature).numpy()
+        return tasks.values(self.task, outputs / np.float32(self.temperature))
 
     def predict_proba(self, inputs: Sequence[Input | str] | np.ndarray) -> np.ndarray:
         """Predict pictures given as paths, bytes, arrays or PIL images.
@@ -166,21 +214,19 @@ class TrainedModel:
 
     def identity(self) -> str:
         """Hash all that a prediction depends on: backbone, head, task, temperature and framing."""
-        from warmstart.models import weights
-
         said = json.dumps([self.task.to_json(), asdict(self.framing), self.temperature], sort_keys=True)
-        return runtime.digest(weights.weights_hash(self.model.state_dict()), said)
+        if self.frozen is not None:
+            tensors, head = str(self.card.weights_hash), weights.arrays_hash(self.frozen.head.arrays())
+        else:
+            tensors = weights.weights_hash(weights.tensors_of(self.model.backbone))
+            head = weights.weights_hash(self.model.head.state_dict())
+        return runtime.digest(tensors, head, said)
 
     def save(self, folder: Path | str) -> Path:
         """Write the model as a folder of safetensors and JSON; the backbone in it can go on the shelf as it is."""
-        from safetensors.torch import save
-
-        from warmstart.models import weights
-
         target = Path(folder)
-        weights.save_backbone(self.model.backbone, self.card, target)
-        head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.head.state_dict().items()}
-        durable.write_bytes(target / HEAD, save(head))
+        weights.save_backbone(self._backbone, self.card, target)
+        durable.write_bytes(target / HEAD, _packed(self.model.head if self.frozen is None else self.frozen.head))
         facts = {
             "format": FORMAT,
             "task": {"name": self.task_name, **self.task.to_json()},
@@ -192,31 +238,61 @@ class TrainedModel:
         return target
 
 
-def load(folder: Path | str) -> TrainedModel:
+def load(folder: Path | str, *, build: bool = True) -> TrainedModel:
     """Load a model from the folder that `save` or a run wrote; a run folder is understood too.
+
+    Args:
+        folder: Where it is.
+        build: Whether the network is built now; else when it is first used, from the same folder. Every file is read
+            and checked now in both cases.
 
     Raises:
         RunError: There is no model here.
         CheckpointError: Files are corrupt or do not belong together.
     """
-    from warmstart.models import weights
-
     target = Path(folder)
     target = target / "weights" if (target / "weights" / FACTS).exists() else target
     if not (target / FACTS).exists():
         raise RunError(f"no model in {folder} (expected {FACTS})", "warmstart run DATA --out DIR makes one")
     facts = durable.read_json(target / FACTS, fix=COPY_AGAIN, error=CheckpointError)
-    backbone, card = weights.load_folder(target)
+    backbone = weights.open_folder(target)
     try:
         name, task, framing, temperature = _described(facts)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{target / FACTS} does not describe a model: {error}", COPY_AGAIN) from error
-    head = LinearHead(backbone.dim, task.num_outputs)
-    weights.load_tensors_into(head, target / HEAD)
-    model = TrainedModel(Model(backbone, head).eval(), card, task, name, framing, temperature)
+    assert backbone.card.dim is not None, "the card of a saved backbone is complete"
+    frozen = Frozen(backbone, _head(target / HEAD, backbone.card.dim, task.num_outputs))
+    model = TrainedModel(frozen, backbone.card, task, name, framing, temperature)
     if facts.get("identity") != model.identity():
         raise CheckpointError(f"{target} was changed after it was saved (by {HEAD} or {FACTS})", COPY_AGAIN)
+    if build:
+        frozen.get()
     return model
+
+
+def _head(path: Path, dim: int, num_outputs: int) -> Solved:
+    """Read a linear head.
+
+    Raises:
+        SourceError: There is no such file.
+        CheckpointError: A pickle, a damaged file, or tensors of another module.
+    """
+    wanted = {"mean": (dim,), "scale": (dim,), "linear.weight": (num_outputs, dim), "linear.bias": (num_outputs,)}
+    found = weights.load_arrays(path)
+    if {name: array.shape for name, array in found.items()} != wanted:
+        from warmstart.models.model import LinearHead
+
+        weights.load_tensors_into(LinearHead(dim, num_outputs), path)  # says what differs
+    return Solved.from_arrays(found)
+
+
+def _packed(head: Solved | nn.Module) -> bytes:
+    """Return a head as a safetensors file."""
+    from safetensors.numpy import save
+
+    if isinstance(head, Solved):
+        return save(head.arrays())
+    return save({name: tensor.detach().cpu().contiguous().numpy() for name, tensor in head.state_dict().items()})
 
 
 def _described(facts: dict[str, object]) -> tuple[str, Task, Framing, float]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from warmstart import bench, config, evaluation, heads, runtime
 from warmstart.bench import Bench, Feed
@@ -20,18 +19,18 @@ from warmstart.errors import RecipeError
 from warmstart.extract import Extracted
 from warmstart.heads import Solved
 from warmstart.models import weights
-from warmstart.models.model import LinearHead, Model
 from warmstart.prepare import Prepared
 from warmstart.reporting.facts import Curve, Series
 from warmstart.rundir import RunDir
 from warmstart.session import Session
 from warmstart.strategies import Group, Strategy
 from warmstart.tasks import Predictions, concatenate
-from warmstart.trained import TrainedModel
+from warmstart.trained import Frozen, TrainedModel
 
 if TYPE_CHECKING:
     from warmstart.fit import FitConfig, FitResult
     from warmstart.fit import Progress as At
+    from warmstart.models.model import LinearHead, Model
 
 MAX_EPOCHS = 30
 
@@ -85,6 +84,8 @@ def tune(session: Session, data: Prepared, candidate: Candidate) -> Trial:
     """
     begun = time.monotonic()
     session = session.with_values(candidate.settings)
+    if _strategy(candidate).head_start == "only":
+        return _solved(session, data, candidate)
     ready = build(session, data, candidate)
     val, fits = _fit_all(ready, candidate) if ready.groups else (ready.head.val(ready.place), ())
     place, model, head = ready.place, ready.model.eval(), ready.head
@@ -98,6 +99,18 @@ def tune(session: Session, data: Prepared, candidate: Candidate) -> Trial:
         {**head.details(), **(_fit_details(fits[-1], ready.groups) if fits else {})},
         head.extracted,
     )
+
+
+def _solved(session: Session, data: Prepared, candidate: Candidate) -> Trial:
+    """Solve the head and leave the backbone as it is; it is built only where there are features to compute."""
+    begun = time.monotonic()
+    place = bench.load(session, data, candidate.backbone, candidate.image_size)
+    head = solve_head(place)
+    assert head.solved is not None
+    model = TrainedModel(Frozen(place.lazy, head.solved), place.card, data.task, data.task_name, place.framing)
+    val = head.val(place)
+    seconds = time.monotonic() - begun
+    return Trial(candidate, model, val, seconds, head.curves(), head.details(), head.extracted)
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ def solve_head(place: Bench, folds: Sequence[heads.Fold] | None = None) -> HeadS
     data, num_views = place.data, place.session.recipe.data.views
     pairs, train = (data.folds, data.splits.train) if folds is None else (folds, folds[0][0])
     rows = np.unique(np.concatenate([train, *(part for pair in pairs for part in pair)]))
-    last = len(place.backbone.layer_groups())
+    last = place.num_groups
     found = [place.values(rows, last, place.plain())]
     found += [place.values(rows, last, place.augmented("standard"), view=view) for view in range(1, num_views)]
     features = [np.asarray(one.values) for one in found]
@@ -179,13 +192,22 @@ def build(session: Session, data: Prepared, candidate: Candidate, folds: Sequenc
         candidate: What to build.
         folds: (train, val) rows for a solved head; those of the data when not given.
     """
-    strategy = config.plugin_of("strategy", candidate.strategy)
-    assert isinstance(strategy, Strategy)
+    import torch
+
+    from warmstart.models.model import Model
+
+    strategy = _strategy(candidate)
     place = bench.load(session, data, candidate.backbone, candidate.image_size)
-    head = solve_head(place, folds) if strategy.head_start == "solved" else HeadStart()
+    head = solve_head(place, folds) if strategy.head_start in ("solved", "only") else HeadStart()
     model = Model(place.backbone, _head(place, strategy, head.solved))
     model.to(session.device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     return Ready(strategy, place, model, tuple(strategy.prepare(model)), head)
+
+
+def _strategy(candidate: Candidate) -> Strategy:
+    strategy = config.plugin_of("strategy", candidate.strategy)
+    assert isinstance(strategy, Strategy)
+    return strategy
 
 
 def _fit_all(ready: Ready, candidate: Candidate) -> tuple[Predictions, tuple[FitResult, ...]]:
@@ -323,6 +345,8 @@ def loop_config(session: Session, strategy: Strategy) -> FitConfig:
 def _head(place: Bench, strategy: Strategy, solved: Solved | None) -> LinearHead:
     if solved is not None:
         return solved.to_module()
+    from warmstart.models.model import LinearHead
+
     head = place.data.task.head(place.backbone.dim, seed=place.session.recipe.seed)
     assert isinstance(head, LinearHead)
     if strategy.head_start == "own":
@@ -343,6 +367,8 @@ def _adopt(place: Bench, head: LinearHead) -> None:
             f"strategy.head='own', but {place.card.name} has {has} and the data has {head.linear.weight.shape[0]}",
             "strategy.head=fresh",
         )
+    import torch
+
     with torch.no_grad():
         head.linear.weight.copy_(own.weight)
         head.linear.bias.copy_(own.bias)

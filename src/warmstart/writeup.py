@@ -86,7 +86,7 @@ def assemble(story: Story) -> f.Facts:
         explained_by=explained_by,
         stages=tuple(f.Stage(name, seconds, session.planned.get(name)) for name, seconds in session.stages.items()),
         cache=cache_facts(story),
-        environment={**runtime.environment(), "device": str(session.device)},
+        environment={**runtime.environment(), "device": _device(story)},
         card=story.winner.trained.card.to_json(),
         recipe=settings(session),
         usage=usage(session.folder.path),
@@ -372,3 +372,9 @@ def absent(story: Story) -> dict[str, str]:
 
 def _value(metric: Metric | None) -> float | None:
     return None if metric is None else metric.value
+def _device(story: Story) -> str:
+    return str(story.session.device) if story.judged.model.built else "none: no network was built"
+
+
+    if not story.judged.model.built:
+        found["explanations"] = "All features were known, so no network was built in this run."

@@ -209,7 +209,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         ({"framing": {"side": 3}}, "side"),
         ({"temperature": "hot"}, "hot"),
         ({"temperature": None}, "NoneType"),
-        ({"format": 2}, "format 2, and this version reads 1"),
+        ({"format": 1}, "format 1, and this version reads 2"),
         ({"task": {"name": "classification", "kind": "single"}}, "class_names"),
     ],
 )

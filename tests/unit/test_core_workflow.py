@@ -349,8 +349,8 @@ def test_weights_that_differ_from_the_validated_ones_are_not_passed_off(
 ) -> None:
     real = trained.load
 
-    def sabotaged(folder: Path) -> trained.TrainedModel:
-        model = real(folder)
+    def sabotaged(folder: Path, *, build: bool = True) -> trained.TrainedModel:
+        model = real(folder, build=build)
         with torch.no_grad():
             model.model.head.linear.weight.neg_()
             model.model.head.linear.bias.neg_()

@@ -44,7 +44,7 @@ def check_strategy(strategy: Strategy) -> None:
     """
     assert isinstance(strategy, Strategy), f"{strategy!r} lacks a member of the Strategy protocol"
     name = type(strategy).__name__
-    assert strategy.head_start in ("solved", "fresh", "own"), f"{name}: head_start is {strategy.head_start!r}"
+    assert strategy.head_start in ("solved", "fresh", "own", "only"), f"{name}: head_start is {strategy.head_start!r}"
     for optimizer, lr in strategy.lrs.items():
         assert lr > 0, f"{name}: the learning rate for {optimizer} is {lr}, not positive"
     for arch in NETWORKS:
@@ -65,8 +65,9 @@ def _check_groups(strategy: Strategy, arch: str, where: str) -> Sequence[Group]:
     model = small_model(arch)
     groups = strategy.prepare(model)
     if not groups:
-        assert strategy.head_start == "solved", f"{where}: nothing learns and the head is not solved"
+        assert strategy.head_start == "only", f"{where}: nothing learns, and head_start is {strategy.head_start!r}"
         return groups
+    assert strategy.head_start != "only", f"{where}: head_start is 'only', and something learns"
     held = [id(parameter) for group in groups for parameter in group.parameters]
     assert len(set(held)) == len(held), f"{where}: a parameter is in two groups"
     foreign = set(held) - {id(parameter) for parameter in model.parameters()}

@@ -52,13 +52,41 @@ def network(arch: str, spec: InputSpec, *, seed: int | None = None) -> nn.Module
     Raises:
         SourceError: The libraries have no such architecture.
     """
-    library, _, name = arch.partition(":")
-    if library not in TABLES:
-        raise SourceError(f"architecture {arch!r} names no known library", closest(library, TABLES))
+    library, name = require(arch)
     with seeded(seed or 0):
         if library == "timm":
             return timm_network(name, image_size=spec.embedded_size or spec.image_size)
         return torchvision_network(name, spec, initialise=seed is not None)
+
+
+def require(arch: str) -> tuple[str, str]:
+    """Return library and name of an architecture.
+
+    Raises:
+        SourceError: The libraries have no such architecture.
+    """
+    library, _, name = arch.partition(":")
+    if library not in TABLES:
+        raise SourceError(f"architecture {arch!r} names no known library", closest(library, TABLES))
+    known = _known_to_timm(name) if library == "timm" else _known_to_torchvision(name)
+    if known:
+        raise SourceError(f"{library} has no architecture {name!r}", closest(name, known))
+    return library, name
+
+
+def _known_to_timm(name: str) -> Sequence[str]:
+    """Return what timm has instead of an architecture; nothing when it has it."""
+    import timm
+
+    return () if timm.is_model(name) else timm.list_models()
+
+
+def _known_to_torchvision(name: str) -> Sequence[str]:
+    """Return what torchvision has instead of an architecture; nothing when it has it."""
+    import torchvision
+
+    known: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return () if name.partition(".")[0] in known else known
 
 
 @contextlib.contextmanager
@@ -83,8 +111,7 @@ def timm_network(name: str, cfg: PretrainedCfg | None = None, *, image_size: int
     """
     import timm
 
-    if not timm.is_model(name):
-        raise SourceError(f"timm has no architecture {name!r}", closest(name, timm.list_models()))
+    require(f"timm:{name}")
     size = image_size if cfg is None else cfg.input_size[-1]
     if takes_any_size(name) and size is not None:
         return timm.create_model(
@@ -103,10 +130,7 @@ def torchvision_network(name: str, spec: InputSpec, *, initialise: bool = True) 
     """
     import torchvision
 
-    name, _, part = name.partition(".")
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise SourceError(f"torchvision has no architecture {name!r}", closest(name, known))
+    name, _, part = require(f"torchvision:{name}")[1].partition(".")
     options: dict[str, object] = {}
     if name.startswith("vit_"):
         options["image_size"] = spec.image_size

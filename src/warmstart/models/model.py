@@ -31,6 +31,11 @@ class Model(nn.Module):
         head = LayerGroup("head", (self.head,), tuple(self.head.parameters()))
         return (*self.backbone.layer_groups(), head)
 
+    @property
+    def num_groups(self) -> int:
+        """Count the layer groups of the backbone, which is also its last cut."""
+        return len(self.backbone.layer_groups())
+
 
 class LinearHead(nn.Module):
     """A linear layer on features that were centred and scaled by the statistics of the training features.

@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from warmstart import durable
-from warmstart.errors import CheckpointError, SourceError, WarmstartError, listed
-from warmstart.models import Card
+from warmstart.errors import CheckpointError, RunError, SourceError, WarmstartError, listed
+from warmstart.models import Card, lazy
+from warmstart.models.lazy import LazyBackbone
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from warmstart.models import Backbone
 
 WEIGHTS = "model.safetensors"
@@ -29,6 +32,14 @@ CARD = "card.json"
 NETWORK = "network."
 """Where a `ChainBackbone` keeps its network."""
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+DTYPES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+}
+"""What safetensors calls a type → what torch calls it."""
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -62,9 +73,10 @@ class LoadReport:
         raise CheckpointError(f"{what} does not fit the network: {said}", "use the weights of this very network")
 
 
-def tensors_of(backbone: nn.Module) -> dict[str, Tensor]:
+def tensors_of(backbone: Backbone | nn.Module) -> dict[str, Tensor]:
     """Return a backbone's tensors under the names of its network."""
-    return {name.removeprefix(NETWORK): tensor for name, tensor in backbone.state_dict().items()}
+    state = cast("nn.Module", backbone).state_dict()
+    return {name.removeprefix(NETWORK): tensor for name, tensor in state.items()}
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -76,13 +88,49 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     Returns:
         32 hexadecimal characters.
     """
+    import torch
+
+    named = {name.removeprefix(NETWORK): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return _hashed(
+        (name, str(tensor.dtype), list(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for name, tensor in sorted(named.items())
+    )
+
+
+def hash_of(data: bytes) -> str:
+    """Return the `weights_hash` of the tensors in a safetensors file, from its bytes and without torch.
+
+    Raises:
+        CheckpointError: It holds a type of number that is not known here.
+        SafetensorError: The bytes are damaged or foreign.
+    """
+    from safetensors import deserialize
+
+    found = sorted((name.removeprefix(NETWORK), facts) for name, facts in deserialize(data))
+    odd = sorted({str(facts["dtype"]) for _, facts in found} - set(DTYPES))
+    if odd:
+        raise CheckpointError(f"tensors of the type {', '.join(odd)} are not known here", "save them as float32")
+    return _hashed(
+        (name, f"torch.{DTYPES[str(facts['dtype'])]}", list(facts["shape"]), memoryview(facts["data"]))
+        for name, facts in found
+    )
+
+
+def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the `weights_hash` of tensors that are given as arrays."""
+    return _hashed(
+        (name, f"torch.{array.dtype}", list(array.shape), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for name, array in sorted(arrays.items())
+    )
+
+
+def _hashed(tensors: Iterable[tuple[str, str, list[int], memoryview]]) -> str:
+    """Hash (name, dtype, shape, bytes), sorted by name."""
     state = hashlib.blake2b(digest_size=16)
-    named = {name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()}
-    for name in sorted(named):
-        tensor = named[name].detach().cpu().contiguous()
-        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+    for name, dtype, shape, data in tensors:
+        head = json.dumps([name, dtype, shape]).encode()
         state.update(len(head).to_bytes(8, "little") + head)
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        state.update(data)
     return state.hexdigest()
 
 
@@ -123,11 +171,29 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     import safetensors.torch
 
+    _refuse_missing(path)
+    with reading(path, "safetensors weights", "fetch or save the weights again"):
+        return safetensors.torch.load_file(path)
+
+
+def _refuse_missing(path: Path) -> None:
     if not path.is_file():
         raise SourceError(f"no weights at {path}", "give a folder with model.safetensors and card.json")
     refuse_pickle(path)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file as arrays, without torch.
+
+    Raises:
+        SourceError: There is no such file.
+        CheckpointError: A pickle, or a file that is damaged or of another format.
+    """
+    from safetensors.numpy import load
+
+    _refuse_missing(path)
     with reading(path, "safetensors weights", "fetch or save the weights again"):
-        return safetensors.torch.load_file(path)
+        return load(path.read_bytes())
 
 
 def refuse_pickle(path: Path) -> None:
@@ -172,8 +238,10 @@ def load_tensors_into(module: nn.Module, path: Path) -> LoadReport:
     return report
 
 
-def save_backbone(backbone: Backbone, card: Card, folder: Path) -> Card:
+def save_backbone(backbone: Backbone | LazyBackbone, card: Card, folder: Path) -> Card:
     """Write a backbone as a weights folder; the card comes last, so a folder with a card is complete.
+
+    A backbone that is not built is copied from a file with its tensors, where there is one that has their hash.
 
     Returns:
         The card as written: with the hash, size and dimension of these very weights.
@@ -181,17 +249,49 @@ def save_backbone(backbone: Backbone, card: Card, folder: Path) -> Card:
     Raises:
         RunError: The disk refused.
     """
-    assert isinstance(backbone, nn.Module)
-    card = completed(card, backbone)
-    save_tensors(tensors_of(backbone), folder / WEIGHTS)
+    if isinstance(backbone, LazyBackbone):
+        data = _whole(backbone)
+        if data is not None:
+            durable.write_bytes(folder / WEIGHTS, data)
+            durable.write_json(folder / CARD, card.to_json())
+            return card
+    network = backbone.get() if isinstance(backbone, LazyBackbone) else backbone
+    card = completed(card, network)
+    save_tensors(tensors_of(network), folder / WEIGHTS)
     durable.write_json(folder / CARD, card.to_json())
+    if isinstance(backbone, LazyBackbone) and backbone.card.weights_hash == card.weights_hash:
+        _keep(card, folder / WEIGHTS)
     return card
+
+
+def _whole(backbone: LazyBackbone) -> bytes | None:
+    """Return a file with the tensors of a backbone that is not built, when it is there and has their hash."""
+    if backbone.built:
+        return None
+    for path in (backbone.tensors, kept(backbone.card)):
+        with contextlib.suppress(Exception):
+            data = path.read_bytes() if path is not None else b""
+            if path is not None and data and hash_of(data) == backbone.card.weights_hash:
+                os.utime(path)  # used now, so it leaves the cache later
+                return data
+    return None
+
+
+def kept(card: Card) -> Path:
+    """Return where the tensors of frozen weights are kept, so that saving them again needs no network."""
+    return lazy.folder() / f"{card.weights_hash}.safetensors"
+
+
+def _keep(card: Card, saved: Path) -> None:
+    """Keep a copy of a saved weights file. A disk that takes no more costs a second next time, and no run."""
+    with contextlib.suppress(RunError, OSError):
+        if not kept(card).exists():
+            durable.write_bytes(kept(card), saved.read_bytes())
 
 
 def completed(card: Card, backbone: Backbone) -> Card:
     """Return the card with the hash, size, dimension and input spec of a backbone as it is now."""
-    assert isinstance(backbone, nn.Module)
-    num_params = sum(parameter.numel() for parameter in backbone.parameters())
+    num_params = sum(parameter.numel() for parameter in cast("nn.Module", backbone).parameters())
     identity = weights_hash(tensors_of(backbone))
     return replace(card, weights_hash=identity, num_params=num_params, dim=backbone.dim, spec=backbone.spec)
 
@@ -220,7 +320,34 @@ def load_folder(folder: Path) -> tuple[Backbone, Card]:
 
     card = read_card(folder)
     tensors = load_tensors(folder / WEIGHTS)
-    found = weights_hash(tensors)
+    card = _as_said(card, folder, weights_hash(tensors))
+    backbone = build(card.arch or "", card.spec)
+    load_into(backbone.network, tensors).require_exact(str(folder / WEIGHTS))
+    return backbone.eval(), card
+
+
+def open_folder(folder: Path) -> LazyBackbone:
+    """Check the weights of a folder, and build its backbone only when that is needed to know it.
+
+    Raises:
+        CheckpointError: Damaged, foreign, a pickle, or other weights than the card says.
+        SourceError: The architecture is unknown here.
+    """
+    card, path = read_card(folder), folder / WEIGHTS
+    _refuse_missing(path)
+    with reading(path, "safetensors weights", "fetch or save the weights again"):
+        found = hash_of(path.read_bytes())
+    card = _as_said(card, folder, found)
+    outline = lazy.known(card)
+    if outline is not None:
+        return LazyBackbone(card, outline, lambda: load_folder(folder), tensors=path)
+    backbone = LazyBackbone.of(*load_folder(folder))
+    lazy.remember(lazy.Outline.of(backbone.get(), card), card)
+    return backbone
+
+
+def _as_said(card: Card, folder: Path, found: str) -> Card:
+    """Return the card with the hash that was found, which has to be its own."""
     if card.weights_hash is not None and found != card.weights_hash:
         raise CheckpointError(
             f"{folder / WEIGHTS} has hash {found}, but its card says {card.weights_hash}",
@@ -228,6 +355,4 @@ def load_folder(folder: Path) -> tuple[Backbone, Card]:
         )
     if card.arch is None:
         raise CheckpointError(f"{folder / CARD} has no arch", 'add the network, such as "arch": "timm:resnet50"')
-    backbone = build(card.arch, card.spec)
-    load_into(backbone.network, tensors).require_exact(str(folder / WEIGHTS))
-    return backbone.eval(), replace(card, weights_hash=found)
+    return replace(card, weights_hash=found)

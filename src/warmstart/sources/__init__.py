@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from warmstart import plugins
 from warmstart.errors import SourceError, closest
+from warmstart.models.lazy import LazyBackbone
+from warmstart.sources import _memory
 
 if TYPE_CHECKING:
     from warmstart.models import Backbone, Card
@@ -37,6 +39,18 @@ class Source(Protocol):
         """Bring the weights onto this machine and return where they are."""
         ...
 
+    def check(self, name: str) -> None:
+        """Refuse a name that `load` cannot know, at once: no weights are read, and nobody is waited for.
+
+        Raises:
+            SourceError: Unknown name.
+        """
+        ...
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return the files that the last `load` of this name read; empty when its weights come from no file."""
+        ...
+
 
 def find(name: str) -> tuple[Source, str]:
     """Return the source and the rest of a backbone's full name; a path to a folder goes to `local`.
@@ -62,4 +76,52 @@ def load(name: str) -> tuple[Backbone, Card]:
         SourceError: See `Source.load`.
     """
     source, rest = find(name)
-    return source.load(rest)
+    backbone, card = source.load(rest)
+    _memory.remember(name, source.files(rest), backbone, card)
+    return backbone, card
+
+
+def defer(name: str, then: Callable[[Backbone], None] | None = None) -> LazyBackbone:
+    """Return a backbone that is built when needed; at once, when nothing is remembered about its weights.
+
+    Args:
+        name: Full name, or a path.
+        then: Called with the network when it is built.
+
+    Raises:
+        SourceError: See `Source.load`.
+    """
+
+    def build() -> tuple[Backbone, Card]:
+        backbone, card = load(name)
+        if then is not None:
+            then(backbone)
+        return backbone, card
+
+    known = _memory.recall(name)
+    return LazyBackbone.of(*build()) if known is None else LazyBackbone(*known, build)
+
+
+def card(name: str) -> Card:
+    """Return the facts of a backbone, without loading it where they are known: remembered, or on a list of cards.
+
+    Raises:
+        SourceError: Unknown name, or unlisted weights that cannot be loaded.
+    """
+    known = _memory.recall(name)
+    if known is not None:
+        return known[0]
+    source, _ = find(name)
+    listed = (card for card in source.available() if card.name == name)
+    return next(listed, None) or load(name)[1]
+
+
+def check(name: str) -> None:
+    """Refuse a backbone's name that no source knows, within a moment.
+
+    Raises:
+        SourceError: See `find` and `Source.check`.
+    """
+    if _memory.recall(name) is None:
+        source, rest = find(name)
+        source.check(rest)

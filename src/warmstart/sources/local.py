@@ -71,6 +71,21 @@ class Local:
         fix = closest(f"local/{name}", known) if known else "give a path, or put a weights folder there"
         raise SourceError(f"no backbone {name!r} on the shelf {shelf}", fix)
 
+    def check(self, name: str) -> None:
+        """Refuse a name that is neither on the shelf nor a path.
+
+        Raises:
+            SourceError: No such folder.
+        """
+        self.fetch(name)
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return what the folder holds of weights and their description."""
+        path = self.fetch(name)
+        folder = path.parent if path.is_file() else path
+        places = (folder / each for each in ("model.safetensors", "card.json", "config.json"))
+        return tuple(place for place in places if place.is_file())
+
 
 def _refuse_pickles(folder: Path) -> None:
     """Name the pickle that stands where safetensors are expected, which says more than that those are missing."""

@@ -47,5 +47,19 @@ class Random:
         """
         raise SourceError(f"random/{name} has no weights to fetch", f"use it as it is: --backbone random/{name}")
 
+    def check(self, name: str) -> None:
+        """Refuse an architecture that no library has.
+
+        Raises:
+            SourceError: Unknown name.
+        """
+        from warmstart.models.build import require
+
+        require(name if ":" in name else f"timm:{name}")
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return nothing: no file holds these weights."""
+        return ()
+
 
 PLUGIN = Random

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 Statistics = Literal["still", "adapt"]
-HeadStart = Literal["solved", "fresh", "own"]
+HeadStart = Literal["solved", "fresh", "own", "only"]
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,11 +45,14 @@ class Strategy(Protocol):
 
     @property
     def head_start(self) -> HeadStart:
-        """Where the head starts: solved on cached features, fresh, or the classifier that came with the weights."""
+        """Where the head starts: solved on cached features, fresh, or the classifier that came with the weights.
+
+        `only`: the solved head is the whole answer, `prepare` returns nothing, and no network has to be built for it.
+        """
         ...
 
     def prepare(self, model: Model) -> Sequence[Group]:
-        """Return what learns. May replace modules. Empty when the solved head is the whole answer."""
+        """Return what learns. May replace modules. Empty when the solved head is the whole answer (`only`)."""
         ...
 
     def penalty(self, model: Model) -> Callable[[], Tensor] | None:

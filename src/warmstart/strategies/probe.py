@@ -42,8 +42,8 @@ class Probe:
 
     @property
     def head_start(self) -> HeadStart:
-        """A solved head is the answer; a trained one starts fresh."""
-        return "solved" if self.head == "solved" else "fresh"
+        """A solved head is the whole answer; a trained one starts fresh."""
+        return "only" if self.head == "solved" else "fresh"
 
     def prepare(self, model: Model) -> Sequence[Group]:
         """Thaw the head, or nothing when it is solved."""

@@ -164,6 +164,21 @@ class TaskOptions(Protocol):
         ...
 
 
+def values(task: Task, outputs: np.ndarray) -> np.ndarray:
+    """Return what `Task.predict` makes of raw outputs, as arrays; a task with `predict_arrays` needs no torch for it.
+
+    Shape:
+        outputs: float32 (N, C) → float32 (N, C).
+    """
+    own = getattr(task, "predict_arrays", None)
+    if own is not None:
+        found: np.ndarray = own(outputs)
+        return found
+    import torch
+
+    return task.predict(torch.from_numpy(outputs)).numpy()
+
+
 def for_dataset(dataset: Dataset) -> str:
     """Choose the task from the kind of targets.
 

@@ -127,6 +127,14 @@ class Classes:
         """Return probabilities (B, C)."""
         return output.sigmoid() if self.kind == "multi" else output.softmax(dim=-1)
 
+    def predict_arrays(self, outputs: np.ndarray) -> np.ndarray:
+        """Do the same to arrays, without torch."""
+        if self.kind == "multi":
+            return np.exp(-np.logaddexp(outputs.dtype.type(0), -outputs))
+        exponents = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        found: np.ndarray = exponents / exponents.sum(axis=-1, keepdims=True)
+        return found
+
     def metrics(self) -> Sequence[MetricSpec]:
         """Name the metrics: accuracy first (balanced when weights are), or mean average precision for labels."""
         averages = [f"{name}_{how}" for name in ("precision", "recall", "f1") for how in ("macro", "micro", "weighted")]

@@ -119,6 +119,10 @@ class Numbers:
         """Return numbers in target units (B, K)."""
         return output * output.new_tensor(self.std) + output.new_tensor(self.mean)
 
+    def predict_arrays(self, outputs: np.ndarray) -> np.ndarray:
+        """Do the same to arrays, without torch."""
+        return outputs * np.asarray(self.std, outputs.dtype) + np.asarray(self.mean, outputs.dtype)
+
     def metrics(self) -> Sequence[MetricSpec]:
         """Name the metrics: RMSE first, since it is in target units."""
         lower = (MetricSpec(name, False) for name in ("rmse", "mse", "mae"))
