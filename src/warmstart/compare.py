@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from warmstart import bootstrap
+from warmstart import bootstrap, runtime
 from warmstart import metrics as measures
 from warmstart.errors import DataError, RecipeError, closest
 from warmstart.evaluation import checked, default_metric
@@ -154,6 +154,8 @@ class SideBySide:
         values: float64 (k,), on all examples.
         replicates: float64 (k, R), on each resample.
         hits: bool (k, N), where the metric is a plain share of right examples without groups; else None.
+        spread: float64 (k,), variance of the value that comes from seeds; 0 for a single seed, which shows none.
+        seeds: int64 (k,), how many seeds a value is the mean of.
     """
 
     metric: MetricSpec
@@ -161,19 +163,59 @@ class SideBySide:
     replicates: np.ndarray
     hits: np.ndarray | None
     drawn: bootstrap.Design
+    spread: np.ndarray
+    seeds: np.ndarray
 
     def pair(self, a: int, b: int) -> Comparison:
         """Compare two of the models."""
         difference = float(self.values[a] - self.values[b])
         replicates = self.replicates[a] - self.replicates[b]
-        low, high, p_value = _judged(difference, replicates[np.isfinite(replicates)], self.drawn)
+        finite = replicates[np.isfinite(replicates)]
+        low, high, p_value = _judged(difference, finite, self.freedom(finite, a, b), units=self.drawn.freedom)
         n = len(self.drawn.unit_of)
-        if self.hits is not None:
+        if self.hits is not None and self.seeds[a] == self.seeds[b] == 1:
             only_a, only_b = int((self.hits[a] & ~self.hits[b]).sum()), int((self.hits[b] & ~self.hits[a]).sum())
             low, high, p_value = _exact(low, high, only_a, only_b, n)
         verdict = _verdict(low, high, p_value, higher_is_better=self.metric.higher_is_better)
         values = float(self.values[a]), float(self.values[b])
         return Comparison(self.metric.name, *values, difference, low, high, p_value, n, verdict)
+
+    def freedom(self, replicates: np.ndarray, *models: int) -> float:
+        """Return degrees of freedom of a spread from examples and from a few seeds (Welch, Satterthwaite)."""
+        of_seeds = [(float(self.spread[at]), int(self.seeds[at]) - 1) for at in models if self.spread[at] > 0]
+        if not of_seeds:
+            return self.drawn.freedom
+        whole = max(float(replicates.var()), sum(part for part, _ in of_seeds))
+        of_examples = whole - sum(part for part, _ in of_seeds)
+        parts = [(of_examples, self.drawn.freedom), *of_seeds]
+        return whole**2 / sum(part**2 / freedom for part, freedom in parts)
+
+    def means(self, members: Sequence[Sequence[int]], *, seed: int) -> SideBySide:
+        """Return the means of several models each, such as the seeds of one recipe, on the same examples.
+
+        Resamples are of two levels: the examples, shared by all, and within each mean S - 1 of its S models, whose
+        mean then spreads as it should, by s² / S.
+
+        Args:
+            members: Positions of the models behind each mean.
+            seed: Of the resampling of models.
+        """
+        replicates, spread = [], []
+        for number, rows in enumerate(members):
+            draws = max(len(rows) - 1, 1)
+            picked = runtime.rng(seed, "seeds", number).integers(0, len(rows), (draws, self.replicates.shape[1]))
+            drawn = np.take_along_axis(self.replicates[list(rows)], picked, axis=0)  # (S - 1, R)
+            replicates.append(drawn.mean(axis=0))
+            spread.append(float(self.values[list(rows)].var(ddof=1)) / len(rows) if len(rows) > 1 else 0.0)
+        return SideBySide(
+            self.metric,
+            np.array([self.values[list(rows)].mean() for rows in members]),
+            np.stack(replicates),
+            None if self.hits is None else self.hits[[rows[0] for rows in members]],
+            self.drawn,
+            np.array(spread),
+            np.array([len(rows) for rows in members]),
+        )
 
 
 def measured(
@@ -210,7 +252,8 @@ def measured(
         np.stack([one(w)[spec.name] for one in of]) for w in bootstrap.weights(drawn, seed=seed, resamples=resamples)
     ]  # (k, R') each
     hits = None if sides[0].groups is not None else _hits(spec.name, sides, targets)
-    return SideBySide(spec, values, np.concatenate(blocks, axis=1), hits, drawn)
+    replicates = np.concatenate(blocks, axis=1)
+    return SideBySide(spec, values, replicates, hits, drawn, np.zeros(len(sides)), np.ones(len(sides), dtype=np.int64))
 
 
 def _spec(task: Task, metric: str | None) -> MetricSpec:
@@ -270,17 +313,16 @@ def _aligned(predictions: Sequence[Predictions], names: Sequence[str]) -> tuple[
     return sides, targets
 
 
-def _judged(difference: float, replicates: np.ndarray, drawn: bootstrap.Design) -> tuple[float, float, float]:
+def _judged(difference: float, replicates: np.ndarray, freedom: float, *, units: int) -> tuple[float, float, float]:
     """Return the wider of the percentile and Student's interval, and Student's p-value, from the bootstrap's spread.
 
     With very few units nothing can be told: the exact test, too, needs six discordant examples for p < 0.05.
     """
     from scipy.stats import t
 
-    freedom = drawn.freedom
     spread = float(replicates.std()) if len(replicates) > 1 else 0.0
-    if freedom < FEWEST or spread <= bootstrap.EPS:
-        clear = freedom >= FEWEST and abs(difference) > bootstrap.EPS
+    if units < FEWEST or spread <= bootstrap.EPS:
+        clear = units >= FEWEST and abs(difference) > bootstrap.EPS
         return difference, difference, 0.0 if clear else 1.0
     low, high = bootstrap.percentile(replicates)
     half = float(t.ppf(0.5 + bootstrap.LEVEL / 2, freedom)) * spread

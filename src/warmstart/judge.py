@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from warmstart import calibrate, evaluation, trained, tune
+from warmstart import calibrate, evaluation, predicted, trained, tune
 from warmstart.errors import RunError, TrainingError
 from warmstart.extract import Extracted
 from warmstart.prepare import Prepared
@@ -61,6 +61,19 @@ def save(session: Session, data: Prepared, winner: Trial) -> TrainedModel:
     return saved
 
 
+def record(session: Session, data: Prepared, split: str, found: Predictions) -> None:
+    """Leave predictions in the run folder, for `warmstart compare`."""
+    predicted.save(
+        session.folder,
+        split,
+        found,
+        task=data.task,
+        task_name=data.task_name,
+        ids=data.dataset.ids,
+        hashes=data.scan.content_hash,
+    )
+
+
 def predictions(
     session: Session, data: Prepared, model: TrainedModel, rows: np.ndarray
 ) -> tuple[Predictions, Extracted]:
@@ -96,6 +109,7 @@ def test_once(session: Session, data: Prepared, winner: Trial, *, again: bool = 
     with session.stage("test"):
         found, extracted = predictions(session, data, model, data.splits.test)
         metrics = test_metrics(data, found, seed=session.recipe.seed)
+        record(session, data, "test", found)
     session.folder.record_test(model.identity(), {metric.name: metric.value for metric in metrics})
     return Judged(model, "test", found, tuple(metrics), openings, (extracted,))
 
@@ -121,6 +135,7 @@ def reopen(session: Session, data: Prepared, *, split: str, again: bool) -> Judg
         raise RunError(f"this run has no {split} split", "--split val, or --split test, whichever the report lists")
     openings = session.folder.open_test(model.identity(), again=again) if split == "test" else 0
     found, extracted = predictions(session, data, model, rows)
+    record(session, data, split, found)
     seed = session.recipe.seed
     metrics = (
         test_metrics(data, found, seed=seed)
