@@ -135,6 +135,28 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN [RUN]...", help="Run folders.")],
+    split: Annotated[
+        SplitFlag | None, typer.Option(help="val, or test; test where every run has opened it, when not given.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Name of a metric; the task's default when not given.")] = None,
+    group_seeds: Annotated[
+        bool, typer.Option("--group-seeds/--no-group-seeds", help="Take runs that differ only in seed as one.")
+    ] = True,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare finished runs on the same examples: who is better, and how sure that is."""
+    from warmstart import workflow
+
+    found = workflow.compare(run_folders, split=split, metric=metric, group_seeds=group_seeds)
+    if json_:
+        _print_json(found.to_json())
+    else:
+        _print(found.words())
+
+
+@app.command()
 def predict(
     run_folder: RunArgument,
     files: Annotated[list[Path], typer.Argument(help="Pictures.")],

@@ -21,6 +21,7 @@ from warmstart.session import Session
 from warmstart.tasks import Metric
 
 if TYPE_CHECKING:
+    from warmstart.comparing import RunsCompared
     from warmstart.data import Dataset, Input
     from warmstart.data.audit_report import AuditReport
     from warmstart.trained import TrainedModel
@@ -176,6 +177,31 @@ def evaluate(
         ready = prepare.prepare(session)
         judged = judge.reopen(session, ready, split=split, again=again)
         return list(judged.metrics), judged.openings
+
+
+def compare(
+    run_folders: Sequence[str | Path],
+    *,
+    split: Literal["val", "test"] | None = None,
+    metric: str | None = None,
+    group_seeds: bool = True,
+) -> RunsCompared:
+    """Compare finished runs on the same examples: who is better, and how sure that is.
+
+    It reads the predictions that the runs have left; no data, no model and no opening of test is needed.
+
+    Args:
+        run_folders: At least two.
+        split: `test` where every run has opened it, else `val`, when not given.
+        metric: The task's default when not given.
+        group_seeds: Take runs that differ only in `seed` as one.
+
+    Raises:
+        WarmstartError: With what to do about it.
+    """
+    from warmstart import comparing
+
+    return comparing.runs(run_folders, split=split, metric=metric, group_seeds=group_seeds)
 
 
 def predict(run_folder: str | Path, inputs: Sequence[Input | str]) -> list[dict[str, object]]:
