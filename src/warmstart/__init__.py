@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from warmstart.errors import WarmstartError
     from warmstart.estimators import WarmstartClassifier, WarmstartRegressor
     from warmstart.trained import TrainedModel, load
-    from warmstart.workflow import Run, audit, evaluate, finetune, predict, report, run
+    from warmstart.workflow import Run, audit, choose, evaluate, finetune, predict, report, run
 
 _WHERE = {
     "Run": "workflow",
@@ -26,6 +26,7 @@ _WHERE = {
     "WarmstartError": "errors",
     "WarmstartRegressor": "estimators",
     "audit": "workflow",
+    "choose": "workflow",
     "evaluate": "workflow",
     "finetune": "workflow",
     "load": "trained",
@@ -40,6 +41,7 @@ __all__ = [
     "WarmstartError",
     "WarmstartRegressor",
     "audit",
+    "choose",
     "evaluate",
     "finetune",
     "load",

@@ -1,36 +1,305 @@
-"""Which backbone at which input size, decided by measuring on train and val. The race among backbones joins here."""
+"""Which backbone at which input size: a race on cached features of train and val, then the paired pick among trials."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from warmstart import bench, compare, runtime, sources
+from warmstart import bench, catalogue, compare, evaluation, race, runtime, sources, tune
+from warmstart.bench import Bench
 from warmstart.config import Choice
 from warmstart.errors import SourceError
 from warmstart.models import Card
 from warmstart.prepare import Prepared
+from warmstart.race import Entrant, Measured, Outcome, Rules
 from warmstart.session import Session
-from warmstart.tune import Candidate, HeadStart, Trial, solve_head
+from warmstart.tasks import Predictions
+from warmstart.tune import Candidate, Trial
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = "package/efficientnet_lite0"
-SAMPLE = 1000
-"""Training examples, at most, on which input sizes are compared."""
 STEP = 32
 """Input sizes are multiples of this, which every family's strides divide."""
+FIRST_RUNG, PER_CLASS = 96, 8
+"""Examples of the first rung: that many, or that many per class."""
+MOST = 2000
+"""Examples, at most, on which candidates are told apart: half a point then needs a few discordant ones."""
+NUM_FOLDS = 4
 FEATURES_SHARE = 0.35
-"""Share of the budget that frozen features may take, test included."""
+"""Share of the budget that frozen features of the winner may take, test included."""
+RACE_SHARE = 0.25
+"""Share of the budget that `run` may spend on the race."""
+ENGINE_GAIN = 0.5
+"""Few pictures are computed without an engine of their own; many take about this part of the time."""
+MANY = 256
+MACS_PER_SECOND = 2e10
+"""Of one processor core or two, where nothing was measured because everything was cached."""
 
 
-def choose(session: Session, data: Prepared) -> Candidate:
-    """Return the candidate that everything else is measured against: a probe on the chosen backbone and size."""
-    name = session.decide("backbone", lambda: (DEFAULT_BACKBONE, "small, permissively licensed, quick on a CPU"))
-    size = session.decide("data.image_size", lambda: choose_size(session, data, str(name)))
-    assert isinstance(size, int)
-    return Candidate(str(name), size, Choice("probe"))
+@dataclass(frozen=True)
+class Row:
+    """One line of the leaderboard."""
+
+    backbone: str
+    input_size: int
+    strategy: str
+    value: float | None
+    """Of the task's first metric, on the examples it was judged on; None when it was not measured."""
+    low: float | None
+    high: float | None
+    n: int
+    """Examples of train and val that it was judged on, each predicted by a head that had not seen it."""
+    seconds: float
+    """What measuring it took."""
+    seconds_per_example: float | None
+    num_params: int | None
+    licence: str | None
+    dropped_because: str
+    """Empty for those that were in the race to the end."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the race came to."""
+
+    candidate: Candidate
+    """A probe on the pick, which everything else is measured against."""
+    reason: str
+    metric: str = ""
+    leaderboard: tuple[Row, ...] = ()
+    """Best first, the pick before all."""
+    finalists: tuple[Candidate, ...] = ()
+    """Others that the race could not tell from the pick, on other backbones, best first."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `choose --json` prints."""
+        pick = {"backbone": self.candidate.backbone, "input_size": self.candidate.image_size, "strategy": "probe"}
+        rows = [asdict(row) for row in self.leaderboard]
+        return {"metric": self.metric, "leaderboard": rows, "pick": {**pick, "reason": self.reason}}
+
+    def table(self) -> list[str]:
+        """Return the leaderboard as lines, and the pick with its reason."""
+        widest = max((len(row.backbone) for row in self.leaderboard), default=0)
+        lines = [f"{'backbone':{widest}}  size  {self.metric:>10}  95 % interval     n  seconds"] if widest else []
+        for row in self.leaderboard:
+            value = " " * 10 if row.value is None else f"{row.value:10.3f}"
+            sure = " " * 13 if row.low is None or row.high is None else f"{row.low:.3f} – {row.high:.3f}"
+            line = f"{row.backbone:{widest}}  {row.input_size:4}  {value}  {sure}  {row.n:4}  {row.seconds:7.1f}"
+            lines.append(f"{line}  {row.dropped_because}".rstrip())
+        return [*lines, f"pick: {self.candidate.backbone} at {self.candidate.image_size} px", f"why:  {self.reason}"]
+
+
+def choose(session: Session, data: Prepared, *, share: float = RACE_SHARE) -> Chosen:
+    """Race the candidates that the recipe leaves open, and return the pick.
+
+    Args:
+        session: The command at work.
+        data: Train and val are looked at; test is not.
+        share: Part of the budget that the race may take.
+
+    Raises:
+        SourceError: No candidate could be had.
+    """
+    recipe = session.recipe
+    if recipe.backbone is not None and recipe.data.image_size is not None:
+        return Chosen(_probe(recipe.backbone, recipe.data.image_size), "it was asked for")
+    value, reason = session.remember("race", lambda: _raced(session, data, share))
+    assert isinstance(value, dict)
+    found = Chosen(
+        _probe(**value["pick"]),
+        reason,
+        value["metric"],
+        tuple(Row(**row) for row in value["leaderboard"]),
+        tuple(_probe(**one) for one in value["finalists"]),
+    )
+    session.decide("backbone", lambda: (found.candidate.backbone, reason))
+    session.decide("data.image_size", lambda: (found.candidate.image_size, reason))
+    return found
+
+
+def _probe(backbone: str, image_size: int) -> Candidate:
+    return Candidate(backbone, image_size, Choice("probe"))
+
+
+def _raced(session: Session, data: Prepared, share: float) -> tuple[object, str]:
+    """Run the race and return it JSON-ready, with the reason of the pick."""
+    course = Course(session, data, cards(session))
+    with session.stage("race"):
+        outcome = course.run(share)
+    rows, metric = course.leaderboard(outcome)
+    pick = course.at(outcome.pick.entrant.name)
+    others = [course.at(s.entrant.name) for s in outcome.standings if s.alive]
+    finalists = list({name: (name, size) for name, size in reversed(others) if name != pick[0]}.values())[::-1]
+    return {
+        "pick": {"backbone": pick[0], "image_size": pick[1]},
+        "metric": metric,
+        "leaderboard": [asdict(row) for row in rows],
+        "finalists": [{"backbone": name, "image_size": size} for name, size in finalists],
+    }, outcome.reason
+
+
+def cards(session: Session) -> list[Card]:
+    """Return the cards of the backbones that the recipe leaves to choose from.
+
+    Raises:
+        SourceError: The backbone that was named is unknown.
+        RecipeError: Patterns that match nothing, or limits that leave nothing.
+    """
+    recipe = session.recipe
+    if recipe.backbone is not None:
+        return [sources.card(recipe.backbone)]
+    return catalogue.candidates(
+        recipe.candidates,
+        max_params=recipe.max_params,
+        licence=recipe.licence,
+        kind="image",
+        local_only=recipe.candidates is None,
+        budget_seconds=recipe.budget,
+    )
+
+
+@dataclass
+class Course:
+    """What the race runs on: the order of the examples, their folds, and the backbones that were loaded."""
+
+    session: Session
+    data: Prepared
+    cards: Sequence[Card]
+
+    def __post_init__(self) -> None:
+        self.order, self.fold = course(self.data, seed=self.session.recipe.seed)
+        self.benches: dict[str, Bench] = {}
+        self.by_name: dict[str, tuple[Card, int]] = {}
+
+    def run(self, share: float) -> Outcome:
+        """Race every candidate at its smallest size, and larger ones of those that survive."""
+        data, budget = self.data, self.session.recipe.budget or float("inf")
+        first = max(FIRST_RUNG, PER_CLASS * data.task.num_outputs if data.task.link != "identity" else 0)
+        rungs = race.rungs(len(self.order), first=first, cap=MOST)
+        entrants = [entrant for card in self.cards for entrant in self._entrants(card, len(rungs))]
+        rules = Rules(
+            rungs,
+            num_examples=len(data.dataset),
+            seconds=share * budget,
+            full_seconds=FEATURES_SHARE * budget,
+            higher_is_better=data.task.metrics()[0].higher_is_better,
+        )
+        return race.run(entrants, rules, measure=self.measure, compare=self.compare)
+
+    def _entrants(self, card: Card, num_rungs: int) -> list[Entrant]:
+        """Enter a backbone at its smallest size; larger ones wait for that to survive, where rungs are enough."""
+        given = self.session.recipe.data.image_size
+        tried = sizes(card) if given is None else (given,)
+        found: list[Entrant] = []
+        for size in tried:
+            name = f"{card.name} at {size} px"
+            self.by_name[name] = (card, size)
+            waits = bool(found) and num_rungs > len(tried)
+            after = found[-1].name if waits else None
+            found.append(Entrant(name, catalogue.prior(card), work(card, size), after))
+        return found
+
+    def at(self, name: str) -> tuple[str, int]:
+        """Return backbone and input size of an entrant."""
+        card, size = self.by_name[name]
+        return card.name, size
+
+    def measure(self, entrant: Entrant, n: int) -> Measured:
+        """Predict the first n examples, each by a head solved on the other folds.
+
+        Raises:
+            WarmstartError: The weights are not here, or give no usable features.
+        """
+        clock = self.session.seconds()
+        card, size = self.by_name[entrant.name]
+        place = self._bench(card, size)
+        rows = self.order[:n]
+        folds = [(np.sort(rows[self.fold[:n] != k]), np.sort(rows[self.fold[:n] == k])) for k in range(NUM_FOLDS)]
+        folds = [(fit, held_out) for fit, held_out in folds if len(held_out)]
+        head = tune.solve_head(place, folds)
+        found = head.val(place, folds)
+        return Measured(found, tune.point(self.data, found), self.session.seconds() - clock, _rate(head, card, size))
+
+    def compare(self, found: Sequence[Predictions], leader: int) -> Sequence[compare.Comparison]:
+        """Compare everybody with the leader on the same examples, corrected for their number."""
+        return compare.many(self.data.task, found, reference=leader, seed=self.session.recipe.seed)
+
+    def _bench(self, card: Card, size: int) -> Bench:
+        """Load a backbone once, whatever the sizes it runs at."""
+        if card.name not in self.benches:
+            self.benches[card.name] = bench.load(self.session, self.data, card.name, size)
+        place = self.benches[card.name]
+        return replace(place, framing=replace(place.framing, image_size=size))
+
+    def leaderboard(self, outcome: Outcome) -> tuple[tuple[Row, ...], str]:
+        """Return the lines of the leaderboard with their intervals, and the name of the metric."""
+        metric = self.data.task.metrics()[0].name
+        return tuple(self._row(standing, metric) for standing in outcome.standings), metric
+
+    def _row(self, standing: race.Standing, metric: str) -> Row:
+        card, size = self.by_name[standing.entrant.name]
+        value = low = high = None
+        if standing.measured is not None:
+            predictions, seed = standing.measured.predictions, self.session.recipe.seed
+            found = evaluation.metrics(self.data.task, predictions, split="val", seed=seed, only=(metric,))[0]
+            value, low, high = found.value, found.low, found.high
+        return Row(
+            card.name,
+            size,
+            "probe",
+            value,
+            low,
+            high,
+            standing.n,
+            round(standing.seconds, 3),
+            standing.cost if standing.measured is not None else None,
+            card.num_params,
+            card.licence,
+            standing.dropped_because,
+        )
+
+
+def course(data: Prepared, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order the examples of train and val so that every beginning has the classes in proportion, and fold them.
+
+    Shape:
+        Returns int64 (N,) rows, and int64 (N,) the fold of each, the same for all examples of a group.
+    """
+    draw = runtime.rng(seed, "race")
+    rows = draw.permutation(data.seen)
+    dataset = data.dataset
+    assert dataset.targets is not None
+    rank, fold = np.arange(len(rows), dtype=float), np.arange(len(rows)) % NUM_FOLDS
+    if data.task.kind == "single":
+        labels = dataset.targets[rows]
+        for label in np.unique(labels):
+            where = np.flatnonzero(labels == label)
+            rank[where] = (np.arange(len(where)) + draw.random()) / len(where)
+            fold[where] = np.arange(len(where)) % NUM_FOLDS
+    if dataset.groups is not None:
+        _, fold = np.unique(dataset.groups[rows], return_inverse=True)
+        fold = draw.permutation(fold.max() + 1)[fold] % NUM_FOLDS
+    order = np.argsort(rank, kind="stable")
+    return rows[order], fold[order]
+
+
+def _rate(head: tune.HeadStart, card: Card, size: int) -> float:
+    """Forecast the seconds of one more example."""
+    computed = sum(one.computed for one in head.extracted)
+    seconds = sum(one.seconds for one in head.extracted)
+    if computed:
+        return seconds / computed * (ENGINE_GAIN if computed < MANY else 1.0)
+    return work(card, size) / MACS_PER_SECOND
+
+
+def work(card: Card, size: int) -> float:
+    """Return the multiply-adds of one picture at an input size; by the size alone where the card does not know."""
+    return (card.macs or 1e9) * (size / card.spec.image_size) ** 2
 
 
 def as_told(session: Session) -> Candidate:
@@ -44,39 +313,7 @@ def as_told(session: Session) -> Candidate:
 
 def own_size(backbone: str) -> tuple[int, str]:
     """Return the input size that the weights were trained at."""
-    return sources.load(backbone)[1].spec.image_size, "what the weights were trained at"
-
-
-def choose_size(session: Session, data: Prepared, backbone: str) -> tuple[int, str]:
-    """Compare input sizes by their probes on a sample, smallest first; a larger one has to be better, not equal.
-
-    Returns:
-        The size in pixels, and the reason.
-    """
-    place = bench.load(session, data, backbone, 1)
-    spec = place.card.spec
-    if spec.fixed_size:
-        return spec.image_size, "the network takes no other"
-    fold = [_sample(session, data)]
-    best: tuple[int, HeadStart] | None = None
-    told = []
-    for size in sizes(place.card):
-        place = bench.load(session, data, backbone, size)
-        rival = solve_head(place, fold)
-        seconds = _forecast(rival, len(data.dataset))
-        if best is not None and seconds > FEATURES_SHARE * (session.recipe.budget or float("inf")):
-            told.append(f"{size} px would take {seconds:.0f} s for features alone")
-            break
-        if best is None:
-            best = (size, rival)
-            continue
-        a, b = rival.val(place, fold), best[1].val(place, fold)
-        found = compare.paired(data.task, a, b, seed=session.recipe.seed)
-        told.append(found.words(f"{size} px", f"{best[0]} px"))
-        if found.verdict == "a":
-            best = (size, rival)
-    assert best is not None, "there is at least one size"
-    return best[0], f"on {len(fold[0][0])} examples: {'; '.join(told) or 'the only size'}"
+    return sources.card(backbone).spec.image_size, "what the weights were trained at"
 
 
 def sizes(card: Card) -> tuple[int, ...]:
@@ -87,6 +324,8 @@ def sizes(card: Card) -> tuple[int, ...]:
         (128, 160, 192, 224)
     """
     own = card.spec.image_size
+    if card.spec.fixed_size:
+        return (own,)
     scaled = {max(STEP, round(own * part / 7 / STEP) * STEP) for part in (4, 5, 6)}
     return tuple(sorted({size for size in scaled if size < own} | {own}))
 
@@ -106,8 +345,8 @@ def features_if_any(session: Session, data: Prepared) -> np.ndarray | None:
     """Return features for an audit from the recipe's backbone or the usual one; None when its weights are not here."""
     name = session.recipe.backbone or DEFAULT_BACKBONE
     try:
-        size = session.recipe.data.image_size or sizes(sources.load(name)[1])[0]
-        return features(session, data, Candidate(name, size, Choice("probe")))
+        size = session.recipe.data.image_size or sizes(sources.card(name))[0]
+        return features(session, data, _probe(name, size))
     except SourceError as error:
         if session.recipe.backbone is not None:
             raise
@@ -115,29 +354,16 @@ def features_if_any(session: Session, data: Prepared) -> np.ndarray | None:
         return None
 
 
-def pick(session: Session, data: Prepared, trials: list[Trial]) -> tuple[Trial, list[compare.Comparison]]:
+Rivalry: TypeAlias = tuple[Trial, Trial, compare.Comparison]
+"""A trial, the one that it was compared with, and what came out; a is the first."""
+
+
+def pick(session: Session, data: Prepared, trials: Sequence[Trial]) -> tuple[Trial, list[Rivalry]]:
     """Keep what validates better by a paired interval; a tie goes to the cheaper, which comes first."""
-    winner, comparisons = trials[0], []
+    winner, rivalries = trials[0], []
     for rival in trials[1:]:
         found = compare.paired(data.task, rival.val, winner.val, seed=session.recipe.seed)
-        comparisons.append(found)
+        rivalries.append((rival, winner, found))
         if found.verdict == "a":
             winner = rival
-    return winner, comparisons
-
-
-def _sample(session: Session, data: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a part of train, and a val of at most the same number; with folds, the first fold."""
-    train, val = data.folds[0]
-    draw = runtime.rng(session.recipe.seed, "size sample")
-    return (
-        np.sort(draw.permutation(train)[:SAMPLE]),
-        np.sort(draw.permutation(val)[:SAMPLE]),
-    )
-
-
-def _forecast(head: HeadStart, num: int) -> float:
-    """Forecast the seconds of features for `num` examples from what the sample took."""
-    computed = sum(one.computed for one in head.extracted)
-    seconds = sum(one.seconds for one in head.extracted)
-    return seconds / computed * num if computed else 0.0
+    return winner, rivalries

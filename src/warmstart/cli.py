@@ -83,6 +83,37 @@ def run(
 
 @app.command()
 @with_options
+def plan(
+    data: DataArgument, words: WordsArgument = None, json_: JsonFlag = False, quiet: QuietFlag = False, **given: Any
+) -> None:
+    """Forecast minutes, memory and disk of every backbone and strategy; nothing is trained."""
+    from warmstart import workflow
+
+    found = workflow.plan(data, progress=_progress(quiet), **_given(given, words))
+    if json_:
+        _print_json(found.to_json())
+    else:
+        _print(found.words())
+
+
+@app.command()
+@with_options
+def choose(
+    data: DataArgument, words: WordsArgument = None, json_: JsonFlag = False, quiet: QuietFlag = False, **given: Any
+) -> None:
+    """Race pretrained backbones on the data and say which to start from; test stays sealed."""
+    from warmstart import workflow
+
+    chosen = workflow.choose(data, progress=_progress(quiet), **_given(given, words))
+    if json_:
+        _print_json(chosen.to_json())
+    else:
+        for line in chosen.table():
+            _print(line)
+
+
+@app.command()
+@with_options
 def finetune(
     data: DataArgument, words: WordsArgument = None, json_: JsonFlag = False, quiet: QuietFlag = False, **given: Any
 ) -> None:
@@ -192,18 +223,37 @@ def report(run_folder: RunArgument, json_: JsonFlag = False) -> None:
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(help="backbones, strategies, tasks, readers or sources.")],
-    pattern: Annotated[str | None, typer.Argument(help="Only names that contain this.")] = None,
+    pattern: Annotated[
+        str | None, typer.Argument(help="Only names that contain this; of backbones also a glob.")
+    ] = None,
+    max_params: Annotated[str | None, typer.Option(help="Most parameters of a backbone, such as 30M.")] = None,
+    licence: Annotated[str | None, typer.Option(help="permissive: only weights that anybody may use.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only backbones of this source.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Only backbones whose weights are on this machine.")] = False,
+    sort: Annotated[str | None, typer.Option(help="name, params, macs, accuracy or prior.")] = None,
     json_: JsonFlag = False,
 ) -> None:
     """List what there is of a kind."""
-    from warmstart import catalogue
+    from warmstart import catalogue, config
 
-    rows = catalogue.rows(kind, pattern or "")
-    if json_:
-        _print_json({kind: rows})
+    if kind == "backbones":
+        found = catalogue.backbones(
+            pattern or "",
+            max_params=None if max_params is None else config.parse_count(max_params),
+            licence=licence or "any",
+            source=source,
+            only_here=here,
+            sort=sort or "name",
+        )
+        _show_list(kind, [catalogue.facts(card) for card in found] if json_ else [], catalogue.table(found), json_)
         return
-    for row in rows:
-        _print(f"{row['name']:44} {row['about']}")
+    if max_params or licence or source or here or sort:
+        raise RecipeError(
+            f"{kind} take no filters; --max-params, --licence, --source, --here and --sort are for backbones",
+            f"warmstart list {kind}",
+        )
+    rows = catalogue.rows(kind, pattern or "")
+    _show_list(kind, rows, [f"{row['name']:44} {row['about']}" for row in rows], json_)
 
 
 @app.command()
@@ -293,6 +343,13 @@ def _show_run(done: Any, json_: bool) -> None:
         _print_json(done.to_json())
     else:
         _print(done.words())
+
+
+def _show_list(kind: str, rows: list[dict[str, object]], lines: list[str], json_: bool) -> None:
+    if json_:
+        _print_json({kind: rows})
+    for line in () if json_ else lines:
+        _print(line)
 
 
 def _print(text: str) -> None:

@@ -37,6 +37,8 @@ class Entrant:
     """Unique: backbone and input size."""
     prior: float | None = None
     """What is expected of it before anything is measured, in any unit; None when nothing is known."""
+    work: float = 0.0
+    """Multiply-adds of one example: what the model will cost its user, by which equals are told apart."""
     after: str | None = None
     """Joins only when this entrant, a cheaper sibling, has survived its first rung."""
 
@@ -245,7 +247,7 @@ def _judge(
 ) -> None:
     """Drop who is worse than the leader by the paired interval, and by more than it may still catch up."""
     values = [s.measured.value for s in alive if s.measured is not None]
-    lead = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].cost))
+    lead = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].entrant.work))
     leader = alive[lead]
     found = compare([s.measured.predictions for s in alive if s.measured is not None], lead)
     names = [s.entrant.name for s in alive]
@@ -299,9 +301,9 @@ def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
             raise failures[-1]
         raise AssertionError("a race without failures has a survivor")
     values = shrunk(alive)
-    best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].cost))
+    best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].entrant.work))
     close = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= _tolerance(race, values[best])]
-    pick = alive[min(close, key=lambda at: (alive[at].cost, -race.better(values[at], 0.0)))]
+    pick = alive[min(close, key=lambda at: (alive[at].entrant.work, -race.better(values[at], 0.0)))]
     for standing in _unmeasured(race):
         race.drop(standing.entrant.name, f"not tried: {standing.entrant.after} was not in the race to the end")
     order = sorted(
@@ -352,7 +354,7 @@ def _reason(race: _Field, alive: Sequence[Standing], best: Standing, pick: Stand
         return "the only candidate"
     told = f"{pick.measured.value:.3f} on {n:,} examples"
     if len(alive) == 1:
-        return f"{told}; every other candidate was worse by a paired interval, or could not be had"
+        return f"{told}; the others were worse by a paired interval, too slow, or could not be had"
     others = len(alive) - 1
     rest = f"{others} other{'s' if others > 1 else ''} cannot be told from it"
     why = "the best of them" if pick is best else f"the cheapest within half a point of the best, {best.entrant.name}"

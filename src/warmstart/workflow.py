@@ -21,9 +21,11 @@ from warmstart.session import Session
 from warmstart.tasks import Metric
 
 if TYPE_CHECKING:
+    from warmstart.choose import Chosen
     from warmstart.comparing import RunsCompared
     from warmstart.data import Dataset, Input
     from warmstart.data.audit_report import AuditReport
+    from warmstart.planning import Plan
     from warmstart.trained import TrainedModel
 
 DEFAULT_BUDGET = 600.0
@@ -85,8 +87,9 @@ class Run:
 def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Run:
     """Go from raw files to a tested model and a report.
 
-    Audit, split, features, a solved probe; LP-FT when the budget leaves room; keep what validates better, a tie to the
-    cheaper; test once. The same call after an interruption goes on.
+    Audit and split; a race among backbones on cached features; the pick's solved probe; what else the budget allows,
+    the rivals' probes and the best strategy that short trials find; keep what validates better, a tie to the cheaper;
+    test once. The same call after an interruption goes on.
 
     Args:
         data: A folder of images, a table, a recipe (.toml), or a dataset in memory.
@@ -96,25 +99,65 @@ def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import choose, judge, plan, prepare, tune, writeup
+    from warmstart import choose, finals, judge, prepare, tune, writeup
 
     with opened("run", data, given, progress) as session:
         session.decide("budget", lambda: (DEFAULT_BUDGET, "ten minutes unless told otherwise"))
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
         if session.finished:
             return _finished(session)
-        probing = choose.choose(session, ready)  # one backbone and its input size; the race among many joins here
-        trials, reason = [tune.tune(session, ready, probing)], "the command was asked to stop"
+        chosen = choose.choose(session, ready)
+        trials = [tune.tune(session, ready, chosen.candidate)]
         session.has_answer = True
-        ready = prepare.audited(session, ready, choose.features(session, ready, probing))
-        with session.stoppable(), session.part("second trial"):
-            candidate, reason = plan.second_trial(session, ready, trials[0])
-            if candidate is not None:
-                trials.append(tune.tune(session, ready, candidate))
-        winner, comparisons = choose.pick(session, ready, trials)
+        ready = prepare.audited(session, ready, choose.features(session, ready, chosen.candidate))
+        with session.stoppable():
+            for number, candidate in enumerate(finals.candidates(session, ready, chosen, trials)):
+                with session.part(f"trial {number + 2}"):
+                    trials.append(tune.tune(session, ready, candidate))
+        winner, rivalries = choose.pick(session, ready, trials)
         judged = judge.test_once(session, ready, winner)
-        facts = writeup.write(writeup.Story(session, ready, trials, winner, comparisons, judged, reason))
+        story = writeup.Story(session, ready, trials, winner, rivalries, judged, chosen, finals.told(session))
+        facts = writeup.write(story)
         return Run(session.folder.path, facts, session.seconds())
+
+
+def choose(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Chosen:
+    """Race pretrained backbones on the data, and say which to start from and how sure that is; test stays sealed.
+
+    Args:
+        data: See `run`.
+        progress: Who wants to see the stages.
+        given: See `options.Options`; `candidates`, `max_params` and `licence` say who takes part.
+
+    Raises:
+        WarmstartError: With what to do about it.
+    """
+    from warmstart import choose, prepare
+
+    with scratch("choose", data, given, progress) as session:
+        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
+        return choose.choose(session, ready, share=1.0)
+
+
+def plan(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Plan:
+    """Forecast seconds, memory and disk of every backbone and strategy, from seconds of measuring; nothing is trained.
+
+    Args:
+        data: See `run`.
+        progress: Who wants to see the stages.
+        given: See `options.Options`; `candidates`, `max_params` and `licence` say for whom, `budget` and `memory` what
+            has to fit.
+
+    Raises:
+        WarmstartError: With what to do about it; when nothing fits, with the smallest budget or memory that would do.
+    """
+    from warmstart import planning, prepare
+
+    given.setdefault("duplicates", "allow")  # test is not opened, and nothing is learned
+    with scratch("plan", data, given, progress) as session:
+        session.decide("budget", lambda: (DEFAULT_BUDGET, "ten minutes unless told otherwise"))
+        ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
+        return planning.plan(session, ready)
 
 
 def finetune(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Run:
@@ -138,7 +181,7 @@ def finetune(data: str | Path | Dataset, *, progress: Progress | None = None, **
         trial = tune.tune(session, ready, candidate)
         model = judge.save(session, ready, trial)
         judged = judge.validated(session, ready, trial, model)
-        facts = writeup.write(writeup.Story(session, ready, [trial], trial, [], judged, "It is what was asked for."))
+        facts = writeup.write(writeup.Story(session, ready, [trial], trial, [], judged))
         return Run(session.folder.path, facts, session.seconds())
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from warmstart import calibrate, config, evaluation, pictured, reporting, runtime
-from warmstart.compare import Comparison
+from warmstart import calibrate, config, evaluation, finals, pictured, reporting, runtime
+from warmstart.choose import Chosen, Rivalry
 from warmstart.data import SPLITS
+from warmstart.finals import Plan
 from warmstart.judge import Judged
 from warmstart.prepare import Prepared
 from warmstart.reporting import facts as f
@@ -31,10 +32,19 @@ class Story:
     data: Prepared
     trials: Sequence[Trial]
     winner: Trial
-    comparisons: Sequence[Comparison]
+    rivalries: Sequence[Rivalry]
     judged: Judged
-    not_tried: str = ""
-    """Why there was no further trial."""
+    chosen: Chosen | None = None
+    """What the race came to; None where nothing was left to choose."""
+    plan: Plan | None = None
+    """What the finals came to; None where there were none."""
+
+    @property
+    def not_tried(self) -> str:
+        """Say why there was no further trial."""
+        if self.plan is None:
+            return "the command was asked to stop" if self.session.stop.stopped else "it is what was asked for"
+        return "" if self.plan.candidate is not None else self.plan.reason
 
 
 def write(story: Story) -> f.Facts:
@@ -73,6 +83,9 @@ def assemble(story: Story) -> f.Facts:
         data=data_facts(data),
         audit=pictured.audit(data, session.stages.get("scan", 0.0) + session.stages.get("audit", 0.0)),
         splits=split_facts(data),
+        leaderboard=leaderboard(story),
+        short_trials=short_trials(story),
+        gradients={} if story.plan is None else dict(story.plan.gradients),
         attempts=attempts(story),
         comparisons=compared(story),
         decisions=tuple(f.Decision(d.key, str(d.value), d.reason) for d in session.decisions),
@@ -136,9 +149,42 @@ def verdict(story: Story) -> str:
     """Say why the winner won, in a sentence."""
     if len(story.trials) == 1:
         return story.not_tried or f"{story.winner.candidate.name} was asked for"
-    return " ".join(
-        found.words(rival.candidate.name, story.trials[0].candidate.name)
-        for found, rival in zip(story.comparisons, story.trials[1:], strict=True)
+    return " ".join(found.words(*titles(story, rival, other)) for rival, other, found in story.rivalries)
+
+
+def titles(story: Story, *trials: Trial) -> list[str]:
+    """Name trials for people, with the backbone where they have different ones."""
+    several = len({trial.candidate.backbone for trial in story.trials}) > 1
+    return [finals.named(t.candidate) + (f" on {t.candidate.backbone}" if several else "") for t in trials]
+
+
+def leaderboard(story: Story) -> tuple[f.Ranked, ...]:
+    """Tell the race."""
+    if story.chosen is None:
+        return ()
+    pick = story.chosen.candidate
+    return tuple(
+        f.Ranked(
+            row.backbone,
+            row.input_size,
+            row.strategy,
+            None if row.value is None else Metric(story.chosen.metric, row.value, row.low, row.high, row.n, "val"),  # type: ignore[arg-type]
+            row.seconds,
+            row.num_params,
+            row.licence,
+            (row.backbone, row.input_size) == (pick.backbone, pick.image_size),
+            row.dropped_because,
+        )
+        for row in story.chosen.leaderboard
+        if len(story.chosen.leaderboard) > 1
+    )
+
+
+def short_trials(story: Story) -> tuple[f.ShortTrial, ...]:
+    """Tell the short trials."""
+    return tuple(
+        f.ShortTrial(short.name, short.lr, short.examples, short.value, short.seconds, short.verdict)
+        for short in (story.plan.shorts if story.plan else ())
     )
 
 
@@ -223,12 +269,12 @@ def attempts(story: Story) -> tuple[f.Attempt, ...]:
         metrics = evaluation.metrics(story.data.task, trial.val, split="val", seed=seed)
         told.append(
             f.Attempt(
-                name=trial.candidate.name,
+                name=finals.named(trial.candidate),
                 backbone=trial.candidate.backbone,
                 input_size=trial.candidate.image_size,
                 metrics=tuple(metrics[:4]),
                 seconds=trial.seconds,
-                planned_seconds=story.session.planned.get("fit") if trial is not story.trials[0] else None,
+                planned_seconds=story.session.planned.get("fit") if trial is _planned(story) else None,
                 chosen=trial is story.winner,
                 reason=_reason(story, trial),
                 curves=trial.curves,
@@ -238,32 +284,29 @@ def attempts(story: Story) -> tuple[f.Attempt, ...]:
     return tuple(told)
 
 
+def _planned(story: Story) -> Trial | None:
+    """Return the trial that the finals planned."""
+    told = None if story.plan is None else story.plan.candidate
+    return next((trial for trial in story.trials if trial.candidate == told), None)
+
+
 def _reason(story: Story, trial: Trial) -> str:
     if len(story.trials) == 1:
         return "the only trial"
+    beaten = any(rival is trial and found.verdict == "a" for rival, _, found in story.rivalries)
     if trial is story.winner:
-        return (
-            "better on val by a paired interval" if trial is not story.trials[0] else "nothing else was better on val"
-        )
-    return "another was better on val" if trial is story.trials[0] else "not better than what is cheaper"
+        return "better on val by a paired interval" if beaten else "nothing else was better on val"
+    return "another was better on val" if beaten or trial is story.trials[0] else "not better than what is cheaper"
 
 
 def compared(story: Story) -> tuple[f.Compared, ...]:
     """Tell each paired comparison."""
-    return tuple(
-        f.Compared(
-            a=rival.candidate.name,
-            b=story.trials[0].candidate.name,
-            metric=found.metric,
-            difference=found.difference,
-            low=found.low,
-            high=found.high,
-            verdict=found.verdict,
-            n=found.n,
-            text=found.words(rival.candidate.name, story.trials[0].candidate.name),
-        )
-        for found, rival in zip(story.comparisons, story.trials[1:], strict=True)
-    )
+    told = []
+    for rival, other, found in story.rivalries:
+        a, b = titles(story, rival, other)
+        numbers = (found.metric, found.difference, found.low, found.high, found.verdict, found.n)
+        told.append(f.Compared(a, b, *numbers, text=found.words(a, b)))
+    return tuple(told)
 
 
 def class_results(story: Story) -> tuple[f.ClassResult, ...]:
@@ -360,11 +403,17 @@ def usage(folder: Path) -> tuple[f.Snippet, ...]:
     )
 
 
+def _device(story: Story) -> str:
+    return str(story.session.device) if story.judged.model.built else "none: no network was built"
+
+
 def absent(story: Story) -> dict[str, str]:
     """Say why a section is empty."""
     found = {}
     if len(story.trials) == 1:
         found["comparisons"] = f"There was one trial: {story.not_tried or 'one was asked for'}."
+    if not story.judged.model.built:
+        found["explanations"] = "All features were known, so no network was built in this run."
     if story.judged.split != "test":
         found["metrics"] = "Test was not opened: these numbers are from val."
     return found
@@ -372,9 +421,3 @@ def absent(story: Story) -> dict[str, str]:
 
 def _value(metric: Metric | None) -> float | None:
     return None if metric is None else metric.value
-def _device(story: Story) -> str:
-    return str(story.session.device) if story.judged.model.built else "none: no network was built"
-
-
-    if not story.judged.model.built:
-        found["explanations"] = "All features were known, so no network was built in this run."

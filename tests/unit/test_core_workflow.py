@@ -15,7 +15,19 @@ import torch
 
 import assets
 import warmstart as ws
-from warmstart import choose, compare, extract, options, plan, prepare, runtime, sources, trained, tune, workflow
+from warmstart import (
+    choose,
+    extract,
+    finals,
+    options,
+    plan,
+    prepare,
+    runtime,
+    sources,
+    trained,
+    tune,
+    workflow,
+)
 from warmstart.config import Choice
 from warmstart.data import Dataset, read
 from warmstart.errors import DataError, RecipeError, RunError, TrainingError
@@ -245,7 +257,9 @@ def test_the_better_wins_and_a_tie_goes_to_the_cheaper(first: int, second: int, 
         found, comparisons = choose.pick(session, data, trials)
         assert found is trials[winner]
         assert len(comparisons) == 1
-        assert comparisons[0].verdict == ("a" if winner else "b" if first > second else "tie")
+        rival, other, verdict = comparisons[0][0], comparisons[0][1], comparisons[0][2].verdict
+        assert (rival, other) == (trials[1], trials[0])
+        assert verdict == ("a" if winner else "b" if first > second else "tie")
         assert choose.pick(session, data, trials[:1]) == (trials[0], [])
 
     session_of(tmp_path, check)
@@ -253,80 +267,122 @@ def test_the_better_wins_and_a_tie_goes_to_the_cheaper(first: int, second: int, 
 
 def test_a_larger_input_has_to_be_better_not_equal(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        size, reason = choose.choose_size(session, data, TINY)
-        assert size == 96, "colour shows at any size"
-        assert reason.startswith("on ") and "128 px" in reason and "160 px" in reason
+        chosen = choose.choose(session, data)
+        assert chosen.candidate == Candidate(TINY, 96, Choice("probe")), "colour shows at any size"
+        assert session.recipe.data.image_size == 96
+        assert "the cheapest within half a point of the best" in chosen.reason or "the best of them" in chosen.reason
+
+    session_of(tmp_path, check, {"overrides": {}})
+
+
+def test_a_race_is_run_once_and_told_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(session: Session, data: Prepared) -> None:
+        opened = session.sourced
+        first = choose.choose(session, data)
+        session.sourced = opened  # as the command finds it when it is repeated
+        monkeypatch.setattr(choose, "Course", forbidden)
+        assert choose.choose(session, data) == first
+        told = first.to_json()
+        assert told["pick"] == {"backbone": TINY, "input_size": 96, "strategy": "probe", "reason": first.reason}
+        assert told["leaderboard"][0].keys() >= {  # type: ignore[index]
+            *("backbone", "input_size", "strategy", "value", "low", "high", "seconds", "dropped_because")
+        }
+
+    session_of(tmp_path, check, {"overrides": {}})
+
+
+def test_what_was_named_in_full_is_not_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "Course", forbidden)
+    session_of(tmp_path, lambda session, data: assert_told(choose.choose(session, data)))
+
+
+def assert_told(chosen: choose.Chosen) -> None:
+    assert (chosen.candidate.image_size, chosen.reason, chosen.leaderboard) == (32, "it was asked for", ())
+
+
+def test_a_candidate_without_weights_is_recorded_and_the_race_goes_on(tmp_path: Path) -> None:
+    def check(session: Session, data: Prepared) -> None:
+        chosen = choose.choose(session, data)
+        assert chosen.candidate.backbone == TINY
+        gone = [row for row in chosen.leaderboard if row.backbone == "timm/resnet18.a1_in1k"]
+        assert gone and all(row.value is None for row in gone)
+        assert gone[0].dropped_because.startswith("no weights for timm/resnet18.a1_in1k")
+
+    given: Options = {"backbone": None, "candidates": f"{TINY},timm/resnet18.a1_in1k", "overrides": {}}
+    session_of(tmp_path, check, given)
+
+
+def test_the_order_of_the_race_has_every_class_in_every_beginning_and_in_every_fold(tmp_path: Path) -> None:
+    def check(session: Session, data: Prepared) -> None:
+        order, fold = choose.course(data, seed=0)
+        assert sorted(order) == sorted(data.seen), "test is not among them"
+        targets = data.dataset.targets[order]  # type: ignore[index]
+        for n in (8, 16, len(order)):
+            counts = np.bincount(targets[:n], minlength=2)
+            assert abs(int(counts[0]) - int(counts[1])) <= 1
+        assert all(set(targets[fold == k]) == {0, 1} for k in range(choose.NUM_FOLDS))
 
     session_of(tmp_path, check)
 
 
-def test_a_larger_input_that_is_better_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = {"128": "a", "160": "tie"}
-    real = compare.paired
-
-    def paired(*args: object, **kwargs: object) -> compare.Comparison:
-        found = real(*args, **kwargs)  # type: ignore[arg-type]
-        return replace(found, verdict=verdicts.pop(next(iter(verdicts))))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(compare, "paired", paired)
-    session_of(tmp_path, lambda session, data: assert_size(choose.choose_size(session, data, TINY), 128))
-
-
-def assert_size(found: tuple[int, str], size: int) -> None:
-    assert found[0] == size
-
-
-def test_a_size_that_the_budget_does_not_allow_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "_forecast", lambda *_: 1e6)
-
+def test_groups_stay_together_in_the_race(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        size, reason = choose.choose_size(session, data, TINY)
-        assert size == 96
-        assert "128 px would take 1000000 s for features alone" in reason
+        grouped = replace(data, dataset=replace(data.dataset, groups=np.arange(len(data.dataset)) // 5))
+        order, fold = choose.course(grouped, seed=0)
+        for group in np.unique(order // 5):
+            assert len(set(fold[order // 5 == group])) == 1
 
-    session_of(tmp_path, check, {"budget": "1m"})
-
-
-# --- plan
+    session_of(tmp_path, check)
 
 
-def test_a_probe_that_was_asked_for_has_no_second_trial(tmp_path: Path) -> None:
+# --- finals
+
+
+def finals_of(session: Session, data: Prepared) -> finals.Plan:
+    chosen = choose.choose(session, data)
+    return finals.planned(session, data, tune.tune(session, data, chosen.candidate))
+
+
+def test_a_probe_that_was_asked_for_is_all_there_is(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        probe = tune.tune(session, data, choose.choose(session, data))
-        assert plan.second_trial(session, data, probe) == (None, "the recipe asks for a probe")
+        found = finals_of(session, data)
+        assert (found.candidate, found.reason) == (None, "the recipe asks for a probe")
 
     session_of(tmp_path, check)
 
 
 def test_a_budget_that_is_nearly_gone_leaves_no_room(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        probe = tune.tune(session, data, choose.choose(session, data))
+        probe = tune.tune(session, data, choose.choose(session, data).candidate)
         session.started -= 55.0
-        candidate, reason = plan.second_trial(session, data, probe)
-        assert candidate is None
-        assert reason.startswith("the budget leaves 0 s, room for too few epochs (of all layers 0; of the last 4 ")
+        found = finals.planned(session, data, probe)
+        assert found.candidate is None
+        assert found.reason.startswith("the budget leaves 0 s, room for too few epochs (of lp_ft 0; of lp_ft depth=")
 
     session_of(tmp_path, check, {"strategy": None, "budget": "1m"})
 
 
-def test_a_budget_with_room_plans_all_layers_and_decides_epochs(tmp_path: Path) -> None:
+def test_a_budget_with_room_tries_things_out_and_decides_epochs(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        probe = tune.tune(session, data, choose.choose(session, data))
-        candidate, reason = plan.second_trial(session, data, probe)
-        assert candidate == Candidate(TINY, 32, Choice("lp_ft"))
-        assert reason.startswith("all layers: ")
-        assert session.recipe.epochs == tune.MAX_EPOCHS
+        found = finals_of(session, data)
+        assert found.candidate is not None and found.candidate.settings["epochs"] == tune.MAX_EPOCHS
+        assert "was best of" in found.reason
+        names = [short.name for short in found.shorts]
+        assert {"lp_ft", "full", "l2_sp", "lp_ft depth=1"} <= set(names)
+        assert len({short.lr for short in found.shorts}) >= 3, "learning rates were tried"
+        assert sum(short.verdict == "best" for short in found.shorts) == 2, "one of each round"
+        assert len(found.gradients) >= 3 and all(value >= 0 for value in found.gradients.values())
+        assert not list((session.folder.path / "checkpoints").glob("short-*")), "they are not kept"
         assert 0 < session.planned["fit"] < 600
 
     session_of(tmp_path, check, {"strategy": None, "budget": "10m"})
 
 
-def test_a_plan_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finals_are_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(session: Session, data: Prepared) -> None:
-        probe = tune.tune(session, data, choose.choose(session, data))
-        first = plan.second_trial(session, data, probe)
+        first = finals_of(session, data)
         monkeypatch.setattr(plan, "measure", forbidden)
-        assert plan.second_trial(session, data, probe) == first
+        assert finals_of(session, data) == first == finals.told(session)
 
     session_of(tmp_path, check, {"strategy": None, "budget": "10m"})
 

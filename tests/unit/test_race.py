@@ -59,7 +59,7 @@ def judge(found: Sequence[Predictions], leader: int) -> Sequence[compare.Compari
 
 def raced(field: Simulated, *, entrants: list[Entrant] | None = None, **rules: object) -> Outcome:
     limits = Rules(race.rungs(NUM, first=100, cap=2000), num_examples=NUM, **rules)  # type: ignore[arg-type]
-    entrants = entrants or [Entrant(name) for name in field.accuracies]
+    entrants = entrants or [Entrant(name, work=field.costs[name]) for name in field.accuracies]
     return race.run(entrants, limits, measure=field.measure, compare=judge)
 
 
@@ -91,7 +91,7 @@ def test_what_is_clearly_worse_leaves_early_with_its_numbers() -> None:
     bad = outcome.standings[-1]
     assert (bad.entrant.name, bad.n) == ("bad", 100)
     assert bad.dropped_because.startswith("worse than good on 100 examples: accuracy 0.")
-    assert "every other candidate was worse" in outcome.reason
+    assert "the others were worse by a paired interval" in outcome.reason
     assert field.asked == [("good", 100), ("bad", 100)]  # with nobody left to beat, nobody runs on
 
 

@@ -199,6 +199,38 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """One line of the race's leaderboard."""
+
+    backbone: str
+    input_size: int
+    strategy: str = "probe"
+    metric: Metric | None = None
+    """On the examples of train and val that it was judged on; None when it could not be measured."""
+    seconds: float | None = None
+    num_params: int | None = None
+    licence: str | None = None
+    chosen: bool = False
+    dropped_because: str = ""
+    """Empty for those that were in the race to the end."""
+
+
+@dataclass(frozen=True)
+class ShortTrial:
+    """One short trial of a strategy, before the best of them ran in earnest."""
+
+    name: str
+    """Strategy and options."""
+    lr: float
+    examples: int
+    """Training examples that it saw, repetitions counted."""
+    value: float
+    """Of the first metric, on val."""
+    seconds: float
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Compared:
     """A paired comparison of two attempts on the same examples."""
 
@@ -383,6 +415,11 @@ class Facts:
     data: DataFacts = field(default_factory=DataFacts)
     audit: AuditFacts = field(default_factory=AuditFacts)
     splits: SplitFacts = field(default_factory=SplitFacts)
+    leaderboard: tuple[Ranked, ...] = ()
+    """Candidates of the race, best first."""
+    short_trials: tuple[ShortTrial, ...] = ()
+    gradients: dict[str, float] = field(default_factory=dict)
+    """Layer group → gradient norm relative to weight norm at the probe's solution; empty where it was not needed."""
     attempts: tuple[Attempt, ...] = ()
     comparisons: tuple[Compared, ...] = ()
     decisions: tuple[Decision, ...] = ()

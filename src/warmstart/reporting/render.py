@@ -26,6 +26,8 @@ TITLES = {  # field of Facts → title, name in the navigation
     "data": ("The data", "Data"),
     "audit": ("What the audit found", "Audit"),
     "splits": ("How the data was divided", "Splits"),
+    "leaderboard": ("The race among backbones", "Race"),
+    "short_trials": ("Which layers, how fast", "Short trials"),
     "curves": ("Learning curves", "Learning curves"),
     "attempts": ("What was tried, and why the winner won", "What was tried"),
     "metrics": ("How good it is", "Metrics"),
@@ -95,6 +97,7 @@ def page(facts: Facts) -> str:
             card_rows=card_rows(facts.card),
             longest_stage=max((max(x.seconds, x.planned_seconds or 0.0) for x in facts.stages), default=1.0),
             comparison_ends=_comparison_ends(facts.comparisons),
+            race_metric=next((words.metric(x.metric.name).label for x in facts.leaderboard if x.metric), ""),
             **_attempt_axis(facts),
         )
     )
