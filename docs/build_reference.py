@@ -13,7 +13,7 @@ from pathlib import Path
 from warmstart import plugins
 
 FOLDER = Path(__file__).parent / "reference"
-TITLES = {"strategy": "Strategies", "task": "Tasks", "reader": "Readers", "source": "Sources"}
+TITLES = {"strategy": "Strategies", "task": "Tasks", "reader": "Readers", "source": "Sources", "score": "Scores"}
 FOLDERS = {kind: title.lower() for kind, title in TITLES.items()}
 EXAMPLES = {
     "strategy": "warmstart finetune photos/ --strategy {name}",
@@ -27,6 +27,20 @@ BACKBONES = {
     "random": "random/resnet18",
     "timm": "timm/resnet50",
     "torchvision": "torchvision/resnet50",
+}
+SCORING = """\
+```python
+from sklearn.datasets import load_digits
+
+{imports}from warmstart.scores import Evidence, measure
+
+digits = load_digits()
+value = measure("{name}", Evidence(digits.target[:200], {evidence}))
+```"""
+EVIDENCE = {
+    "features": "features=digits.data[:200]",
+    "source_probabilities": "source_probabilities=digits.data[:200] / digits.data[:200].sum(1, keepdims=True)",
+    "card": 'card=Card("package/mobilenet_v2", accuracy=71.9)',
 }
 SECTIONS = ("Needs", "Relations", "Cost", "Example", "Notes")
 
@@ -45,7 +59,7 @@ def page(kind: str, name: str) -> str:
     plugin = plugins.load(kind, name)
     module = inspect.getdoc(inspect.getmodule(plugin)) or ""
     told = inspect.getdoc(plugin) or ""
-    parts = [f"# {name}", _prose(told), *_options(kind, plugin), "## On the command line", _command(kind, name)]
+    parts = [f"# {name}", _prose(told), *_options(kind, plugin), *_example(kind, name)]
     background = module.partition("\n")[2].strip()
     if background:
         parts += ["## Background", background]
@@ -101,8 +115,14 @@ def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _command(kind: str, name: str) -> str:
-    return f"```\n{EXAMPLES[kind].format(name=name, example=BACKBONES.get(name, f'{name}/NAME'))}\n```"
+def _example(kind: str, name: str) -> tuple[str, str]:
+    if kind == "score":
+        needs = plugins.load(kind, name).needs  # type: ignore[attr-defined]
+        evidence = ", ".join(EVIDENCE[need] for need in needs)
+        imports = "from warmstart.models import Card\n" if "card" in needs else ""
+        return "## In Python", SCORING.format(name=name, imports=imports, evidence=evidence)
+    example = EXAMPLES[kind].format(name=name, example=BACKBONES.get(name, f"{name}/NAME"))
+    return "## On the command line", f"```\n{example}\n```"
 
 
 def main() -> None:

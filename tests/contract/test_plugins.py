@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 
 from warmstart import plugins, runtime
-from warmstart.check import check_backbone, check_reader, check_source, check_strategy, check_task
+from warmstart.check import check_backbone, check_reader, check_score, check_source, check_strategy, check_task
 from warmstart.data import Dataset, read
 from warmstart.errors import SourceError
 from warmstart.models import Card, InputSpec
 from warmstart.models.build import backbone
 from warmstart.models.model import Model
 from warmstart.models.weights import save_backbone
+from warmstart.scores import Evidence
 from warmstart.strategies import Group
 from warmstart.tasks import MetricSpec
 
-COUNTS = {"reader": 5, "source": 5, "task": 2, "method": 0, "strategy": 6, "score": 0}
+COUNTS = {"reader": 5, "source": 5, "task": 2, "method": 0, "strategy": 6, "score": 11}
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "full": ({}, {"batch_norm": "adapt", "lr_decay": 0.5}),
     "gradual": ({}, {"epochs_per_group": 2, "depth": 2}),
@@ -37,6 +38,13 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "probe": ({}, {"head": "gradient"}, {"head": "gradient", "batch_norm": "adapt"}),
     "classification": ({}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}),
     "regression": ({}, {"loss": "l1"}, {"loss": "huber"}),
+    "gbc": ({}, {"covariance": "diagonal", "dims": 8}),
+    "h_score": ({}, {"shrinkage": False}),
+    "knn": ({}, {"k": 1}, {"metric": "euclidean"}),
+    "logistic": ({}, {"by": "log_loss", "folds": 3}),
+    "loo_ridge": ({}, {"by": "r2"}),
+    "nleep": ({}, {"covariance": "full"}),
+    "transrate": ({}, {"unit_rows": False}),
 }
 """Options that change what a plug-in does, by its name."""
 
@@ -62,6 +70,11 @@ def test_strategies(name: str, options: dict[str, object]) -> None:
 @pytest.mark.parametrize(("name", "options"), variants("task"))
 def test_tasks(name: str, options: dict[str, object]) -> None:
     check_task(plugins.load("task", name)(**options))
+
+
+@pytest.mark.parametrize(("name", "options"), variants("score"))
+def test_scores(name: str, options: dict[str, object]) -> None:
+    check_score(plugins.load("score", name)(**options))
 
 
 @pytest.mark.parametrize("name", plugins.names("source"))
@@ -427,3 +440,71 @@ def test_a_sound_source_of_somebody_else_passes() -> None:
 def test_a_backbone_that_is_none_is_told() -> None:
     with pytest.raises(AssertionError):
         check_backbone(torch.nn.Linear(2, 2), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))  # type: ignore[arg-type]
+
+
+KNN, PRIOR = (plugins.load("score", name) for name in ("knn", "prior"))
+
+
+def _upside_down(self: object, evidence: Evidence, *, seed: int = 0) -> float:
+    return -float(KNN().value(evidence))
+
+
+def _first_rows(self: object, evidence: Evidence, *, seed: int = 0) -> float:
+    """Let four examples decide because of where they stand."""
+    return float(KNN().value(evidence)) + len(set(evidence.targets[:4]))
+
+
+def _by_number(self: object, evidence: Evidence, *, seed: int = 0) -> float:
+    return float(KNN().value(evidence)) + float(evidence.targets[-1])
+
+
+def _writes(self: object, evidence: Evidence, *, seed: int = 0) -> float:
+    value = float(KNN().value(evidence))
+    evidence.features[:] *= 2.0
+    return value
+
+
+def _moody_value(calls: itertools.count) -> Callable[..., float]:
+    return lambda self, evidence, *, seed=0: float(KNN().value(evidence)) + 1e-6 * next(calls)
+
+
+def _fails_when_wide(self: object, evidence: Evidence, *, seed: int = 0) -> float:
+    assert evidence.x.shape[0] > evidence.x.shape[1]
+    return float(KNN().value(evidence))
+
+
+SCORES: dict[str, tuple[dict[str, object], str]] = {
+    "needless": ({"needs": ()}, "needs nothing, so it can say nothing"),
+    "strange": ({"needs": ("moon",)}, r"needs \['moon'\], which no evidence has"),
+    "kindless": ({"kinds": ()}, "takes no kind of targets"),
+    "unknown": ({"kinds": ("masks",)}, "some are no kinds of targets"),
+    "free": ({"cost": ""}, "the cost '' is no sentence"),
+    "upside down": ({"value": _upside_down}, "features that tell the targets get -1, useless ones"),
+    "first rows": ({"value": _first_rows, "kinds": ("single",)}, "the order of the examples moves the value by"),
+    "by number": (
+        {"value": _by_number, "kinds": ("single",)},
+        "numbers of classes move|order of the examples",
+    ),
+    "writes": ({"value": _writes}, "the score wrote to the features"),
+    "moody": ({"value": _moody_value(itertools.count())}, "two calls with the same seed differ"),
+    "short": ({"per_example": lambda self, evidence, *, seed=0: np.ones(3)}, r"per_example has shape \(3,\)"),
+    "apart": ({"per_example": lambda self, evidence, *, seed=0: evidence.x[:, 0]}, "per_example has the mean"),
+    "wide": ({"value": _fails_when_wide}, "more features than examples: AssertionError"),
+}
+
+
+@pytest.mark.parametrize("fault", SCORES)
+def test_a_broken_score_is_told(fault: str) -> None:
+    methods, said = SCORES[fault]
+    if "value" in methods:
+        methods = {**methods, "per_example": None}
+    elif "per_example" in methods:
+        methods = {**methods, "value": lambda self, evidence, *, seed=0: float(KNN().value(evidence))}
+    with pytest.raises(AssertionError, match=said):
+        check_score(sabotaged(KNN(), **methods))  # type: ignore[arg-type]
+
+
+def test_a_score_of_cards_that_changes_its_mind_is_told() -> None:
+    calls = itertools.count()
+    with pytest.raises(AssertionError, match="two calls differ for package/efficientnet_lite0"):
+        check_score(sabotaged(PRIOR(), value=lambda self, evidence, *, seed=0: float(next(calls))))  # type: ignore[arg-type]

@@ -29,8 +29,8 @@ def test_pages_are_up_to_date(build: ModuleType) -> None:
 
 
 def test_there_is_a_page_for_each_plugin_and_an_index(build: ModuleType) -> None:
-    kinds = ("strategy", "task", "reader", "source")
-    assert len(build.pages()) == 1 + sum(len(plugins.names(kind)) for kind in kinds) == 19
+    kinds = ("strategy", "task", "reader", "source", "score")
+    assert len(build.pages()) == 1 + sum(len(plugins.names(kind)) for kind in kinds) == 30
 
 
 @pytest.mark.parametrize("name", plugins.names("strategy"))
@@ -39,3 +39,11 @@ def test_a_strategy_says_what_it_needs_its_relations_and_its_cost(build: ModuleT
     assert all(f"\n## {title}\n" in text for title in ("Needs", "Relations", "Cost", "Options"))
     options = plugins.options(plugins.load("strategy", name))
     assert all(f"| `strategy.{option.name}` |" in text for option in options)
+
+
+@pytest.mark.parametrize("name", plugins.names("score"))
+def test_a_score_says_its_paper_what_it_needs_its_relations_and_its_cost(build: ModuleType, name: str) -> None:
+    text = build.page("score", name)
+    assert all(f"\n## {title}\n" in text for title in ("Needs", "Relations", "Cost", "Options", "Background"))
+    assert "arXiv" in text or name == "loo_ridge"  # Allen, 1974
+    assert name == "prior" or "Where we\ndiffer" in text or "Where we differ" in text

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from warmstart.check.backbones import check_backbone
 from warmstart.check.readers import check_reader
+from warmstart.check.scores import check_score
 from warmstart.check.sources import check_source
 from warmstart.check.strategies import check_strategy
 from warmstart.check.tasks import check_task
 
-__all__ = ["check_backbone", "check_reader", "check_source", "check_strategy", "check_task"]
+__all__ = ["check_backbone", "check_reader", "check_score", "check_source", "check_strategy", "check_task"]

@@ -165,6 +165,8 @@ def checked(score: Score, evidence: Evidence) -> Evidence:
     for need in score.needs:
         if getattr(evidence, need) is None:
             raise _missing(name, need, evidence)
+    if set(score.needs) == {"card"}:
+        return evidence
     _check_arrays(score, evidence)
     return _numbered(name, evidence)
 
@@ -209,11 +211,13 @@ def _check_arrays(score: Score, evidence: Evidence) -> None:
     import numpy as np
 
     num = len(evidence.targets)
-    arrays = {need: getattr(evidence, need) for need in score.needs if need != "card"}
-    if arrays and num < MIN_EXAMPLES:
+    if num < MIN_EXAMPLES:
         problem = f"score {name_of(score)} has {num} examples to go by, expected at least {MIN_EXAMPLES}"
         raise DataError(problem, "give it more training examples")
-    for need, array in {"targets": evidence.targets, **arrays}.items():
+    for need in ("targets", *score.needs):
+        array = getattr(evidence, need)
+        if not isinstance(array, np.ndarray):
+            continue
         words = need.replace("_", " ")
         if len(array) != num or (need != "targets" and array.ndim != 2):
             problem = f"{words} of {evidence.of} have shape {array.shape}, expected ({num}, D) as for the targets"

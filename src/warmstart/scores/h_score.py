@@ -64,7 +64,7 @@ def _between(components: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _shrinkage(components: np.ndarray, variance: np.ndarray, dim: int) -> float:
-    """Return the amount of shrinkage of Ledoit & Wolf, 2004, lemma 3.1, from principal components (N, R) of D features."""
+    """Return Ledoit and Wolf's amount of shrinkage, 2004, from the principal components (N, R) of D features."""
     num, mean = len(components), float(variance.sum()) / dim
     scatter = float((variance**2).sum())
     away = scatter / dim - mean**2  # of the covariance from μ I

@@ -2,7 +2,7 @@
 
 Cover & Hart, 1967; as a measure of features Wu et al., 2018, arXiv 1805.01978, and DINO, Caron et al., 2021, arXiv
 2104.14294. Where we differ: all of the evidence is memory and test at once, by leaving out; votes count alike, and a
-tie goes to the class whose voters are nearer.
+tie goes to the class that has the nearest of the voters that tie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BLOCK = 1024
 """Rows whose distances are held at a time."""
 TIE = 1e-3
-"""What a vote loses per rank; far below one vote for any k in use."""
+"""What the nearest vote counts more, far below one vote."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Knn:
         near = neighbours(evidence.x, min(self.k, len(evidence.targets) - 1), self.metric)
         votes = np.ones(near.shape[1])
         if evidence.kind == "single":
-            votes -= TIE * np.arange(near.shape[1]) / near.shape[1]
+            votes += TIE * 0.5 ** np.arange(near.shape[1])  # halves, so that no two sets of ranks weigh the same
         outputs = np.einsum("k,nkc->nc", votes / votes.sum(), evidence.columns[near])
         return agreement(outputs, evidence, by_hits=evidence.kind in ("single", "multi"))
 

@@ -23,7 +23,8 @@ class TransRate:
     """How many more nats all features take to code than those of each class by itself.
 
     Needs:
-        Features; one class per example.
+        Features; one class per example; more examples per class than features. With fewer, the number of features
+        decides and not what they tell.
 
     Relations:
         `h_score` also compares the spread between classes with the whole, without a distortion to choose.
