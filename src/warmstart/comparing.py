@@ -209,16 +209,16 @@ def _contender(measured: SideBySide, at: int, name: str, folders: Sequence[str])
 
 
 def _aligned(entries: Sequence[_Entry]) -> list[Predictions]:
-    """Number the examples alike in all runs."""
-    number = {key: at for at, key in enumerate(entries[0].keys)}
-    first = entries[0].told.predictions
-    aligned = []
-    for entry in entries:
-        own = entry.told.predictions
-        at = np.array([number[key] for key in entry.keys])
-        groups = None if first.groups is None else first.groups[at]
-        aligned.append(Predictions(own.outputs, own.values, at, own.targets, groups))
-    return aligned
+    """Number the examples alike in all runs, by their contents, so that no order of runs or rows matters."""
+    number = {key: at for at, key in enumerate(sorted(entries[0].keys))}
+    rows = [np.array([number[key] for key in entry.keys]) for entry in entries]
+    groups = entries[0].told.predictions.groups
+    if groups is not None:
+        groups = groups[np.argsort(rows[0])]
+    return [
+        Predictions(own.outputs, own.values, at, own.targets, None if groups is None else groups[at])
+        for own, at in zip((entry.told.predictions for entry in entries), rows, strict=True)
+    ]
 
 
 def _refuse_few(folders: Sequence[Path | str]) -> None:
