@@ -33,8 +33,8 @@ ROUGH, FINE = 1e-3, 1e-7
 """A step that gains less than this part of the loss is the last one: along the path, and for the head that is kept."""
 PATIENCE = 1
 """How many l2 values in a row may be worse than the best before the path ends."""
-CURVATURE = 0.1
-"""Usual second derivative of the loss by an output; it only sets the units in which L-BFGS works."""
+LEAST_CURVATURE = 1e-4
+"""A class that is hardly ever in doubt gets the units of one with this second derivative of the loss by its output."""
 SMALL = 30_000_000
 """Features with fewer numbers than this are solved on one thread: starting threads costs more than they save."""
 
@@ -176,8 +176,9 @@ def _mean_loss(
 class _Problem:
     """One training set of the path, with its warm start.
 
-    L-BFGS works on principal components, each in units of the loss's curvature along it (Böhning, 1992, bounds the
-    Hessian by the features' covariance); that takes a quarter of the steps that raw features take.
+    L-BFGS works on principal components, for each class in units of the loss's curvature along each of them: mean
+    p (1 - p) of the class where the solution stands, times the component's variance, as if the two were independent
+    (Böhning, 1992, bounds the Hessian in this form). That takes an eighth of the steps that raw features take.
     """
 
     def __init__(
@@ -185,7 +186,8 @@ class _Problem:
     ) -> None:
         self.link = link
         self.mean, self.scale = standardisation(features[rows])
-        self.components, self.basis, self.variance = _principal((features[rows] - self.mean) * self.scale)
+        self.inputs, self.basis, self.variance = _principal((features[rows] - self.mean) * self.scale)
+        self.turned = len(self.inputs) >= len(self.basis)
         self.targets = targets[rows].astype(np.float32)
         self.weights = weights[rows] / len(rows)
         self.solution = np.zeros((targets.shape[1], len(self.variance) + 1))
@@ -194,7 +196,7 @@ class _Problem:
 
     def solve(self, l2: float, tolerance: float) -> Solved:
         """Minimise at this l2, from where the previous l2 ended."""
-        unit = np.append(1.0 / np.sqrt(CURVATURE * self.variance + l2), 1.0)
+        unit = self._unit(l2)
         start = (self.solution / unit).ravel()
         found = lbfgs(lambda flat: self._loss_and_gradient(flat, l2, unit), start, tolerance=tolerance)
         self.solution, self.l2 = found.reshape(self.solution.shape) * unit, l2
@@ -203,20 +205,32 @@ class _Problem:
     @property
     def solved(self) -> Solved:
         """Return the head as it stands, in terms of the features."""
-        weight, bias = (
-            (self.solution[:, :-1] @ self.basis.T).astype(np.float32),
-            self.solution[:, -1].astype(np.float32),
-        )
+        weight, bias = self.solution[:, :-1].astype(np.float32) @ self.basis.T, self.solution[:, -1].astype(np.float32)
         return Solved(weight, bias, self.mean, self.scale, self.l2, (), np.empty((0, len(bias)), np.float32))
 
     def _loss_and_gradient(self, flat: np.ndarray, l2: float, unit: np.ndarray) -> tuple[float, np.ndarray]:
         solution = flat.reshape(self.solution.shape) * unit
-        weight, bias = solution[:, :-1], solution[:, -1]
-        outputs = self.components @ weight.T.astype(np.float32) + bias.astype(np.float32)  # (N, C)
-        losses, slopes = _loss_and_slope(self.link, outputs, self.targets)
+        weight = solution[:, :-1]
+        losses, slopes = _loss_and_slope(self.link, self._outputs(solution), self.targets)
         slopes *= self.weights
-        gradient = np.hstack([slopes.T @ self.components + l2 * weight, slopes.sum(0)[:, None]]) * unit
+        by_weight = slopes.T @ self.inputs  # (C, D) or (C, R)
+        by_weight = by_weight @ self.basis if self.turned else by_weight  # (C, R)
+        gradient = np.hstack([by_weight + l2 * weight, slopes.sum(0)[:, None]]) * unit
         return float((self.weights * losses).sum() + 0.5 * l2 * np.vdot(weight, weight)), gradient.ravel()
+
+    def _outputs(self, solution: np.ndarray) -> np.ndarray:
+        """Return the outputs for the training rows, (N, C)."""
+        solution = solution.astype(np.float32)
+        weight = solution[:, :-1] @ self.basis.T if self.turned else solution[:, :-1]
+        return self.inputs @ weight.T + solution[:, -1]
+
+    def _unit(self, l2: float) -> np.ndarray:
+        """Return the length of a unit step in each coordinate of the solution, (C, R + 1)."""
+        _, slopes = _loss_and_slope(self.link, self._outputs(self.solution), np.zeros_like(self.targets))
+        share = 1.0 if self.link == "softmax" else slopes.shape[1]  # the slopes of sigmoids are p / C
+        curvature = (self.weights * slopes * (1.0 - share * slopes)).sum(0, dtype=np.float64)
+        curvature = np.maximum(curvature, LEAST_CURVATURE / share)[:, None]  # (C, 1)
+        return np.hstack([1.0 / np.sqrt(curvature * self.variance + l2), 1.0 / np.sqrt(curvature)])
 
 
 def lbfgs(
@@ -280,15 +294,17 @@ def _two_loops(gradient: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarra
 
 
 def _principal(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rotate features to their principal components, by whichever Gram matrix is smaller.
+    """Find the principal components of features, by whichever Gram matrix is smaller.
 
     Shape:
-        features: float32 (N, D). Returns components (N, R), basis (D, R), variance (R,), R = min(N, D).
+        features: float32 (N, D). Returns basis (D, R) and variance (R,), R = min(N, D), and before them the features as
+        they are where N ≥ D, since turning them costs more than turning what they are multiplied by; else turned,
+        (N, R).
     """
     num, dim = features.shape
     if num >= dim:
         variance, basis = np.linalg.eigh(features.T @ features / np.float32(num))
-        return features @ basis, basis, np.maximum(variance, 0.0)
+        return features, basis, np.maximum(variance, 0.0)
     variance, left = np.linalg.eigh(features @ features.T / np.float32(num))
     variance = np.maximum(variance, 1e-7 * float(variance[-1]) + 1e-30)
     components = left * np.sqrt(variance * num)
@@ -297,14 +313,14 @@ def _principal(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _loss_and_slope(link: Link, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return losses, (N, 1) for softmax and (N, C) else, and their derivative by the outputs (N, C)."""
-    from scipy.special import expit
-
     if link == "softmax":
         shifted = outputs - outputs.max(1, keepdims=True)
         exponents = np.exp(shifted)
         total = exponents.sum(1, keepdims=True)
         losses = np.log(total) - (targets * shifted).sum(1, keepdims=True)
         return losses, exponents / total - targets
+    from scipy.special import expit
+
     num = outputs.shape[1]
     losses = (np.logaddexp(0.0, outputs) - targets * outputs) / num
     return losses, (expit(outputs) - targets) / num

@@ -290,9 +290,11 @@ def _packed(head: Solved | nn.Module) -> bytes:
     """Return a head as a safetensors file."""
     from safetensors.numpy import save
 
-    if isinstance(head, Solved):
-        return save(head.arrays())
-    return save({name: tensor.detach().cpu().contiguous().numpy() for name, tensor in head.state_dict().items()})
+    return save(head.arrays() if isinstance(head, Solved) else _arrays(head))
+
+
+def _arrays(head: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in head.state_dict().items()}
 
 
 def _described(facts: dict[str, object]) -> tuple[str, Task, Framing, float]:
@@ -305,10 +307,17 @@ def _described(facts: dict[str, object]) -> tuple[str, Task, Framing, float]:
 
 
 def apply_head(head: object, features: np.ndarray) -> np.ndarray:
-    """Apply a torch head to features in one go: (N, D) → float32 (N, C)."""
+    """Apply a torch head to features in one go: (N, D) → float32 (N, C).
+
+    A linear one is applied as `Solved` is, so that what a model says does not depend on whether it was built.
+    """
     import torch
 
+    from warmstart.models.model import LinearHead
+
     assert isinstance(head, torch.nn.Module)
+    if isinstance(head, LinearHead):
+        return Solved.from_arrays(_arrays(head)).outputs(np.asarray(features, np.float32))
     with torch.inference_mode():
         return head.eval()(torch.from_numpy(np.array(features, np.float32))).numpy()
 
