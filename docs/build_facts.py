@@ -26,8 +26,7 @@ def main(results: Path) -> None:
 
     from warmstart.sources.timm import offered
 
-    with results.open(newline="") as file:
-        published = {row["model"]: row for row in csv.DictReader(file)}
+    published = accuracies(results)
     counted: dict[str, tuple[int, int | None]] = {}
     rows = []
     for name in sorted(offered()):
@@ -35,10 +34,26 @@ def main(results: Path) -> None:
         key = f"{cfg.architecture} {cfg.input_size} {cfg.num_classes} {cfg.pool_size} {cfg.first_conv}"
         if key not in counted:
             counted[key] = count(name, cfg)
-        row = published.get(name, {})
-        rows.append((name, *counted[key], row.get("top1", ""), row.get("img_size", "")))
+        rows.append((name, *counted[key], *at_size(published.get(name, {}), str(cfg.input_size[-1]))))
     with FACTS.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
+def accuracies(results: Path) -> dict[str, dict[str, str]]:
+    """Read the published accuracies: of a name, by input size."""
+    found: dict[str, dict[str, str]] = {}
+    with results.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["model"], {})[row["img_size"]] = row["top1"]
+    return found
+
+
+def at_size(known: dict[str, str], size: str) -> tuple[str, str]:
+    """Return accuracy and size, measured at the weights' own size where it was, else at the nearest."""
+    if not known:
+        return "", ""
+    nearest = min(known, key=lambda other: (abs(int(other) - int(size)), int(other)))
+    return known[nearest], nearest
 
 
 def count(name: str, cfg: PretrainedCfg) -> tuple[int, int | None]:

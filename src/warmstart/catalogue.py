@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -50,6 +50,9 @@ FETCH_SECONDS = 30.0
 MACS_PER_SECOND = 1e7
 """Multiply-adds of one picture that a second of budget allows: at 4e10 a second, a modest processor's pace, a thousand
 pictures take a quarter of the budget. The race knows better; this only leaves out what could not even begin."""
+LICENCES = ("any", "permissive")
+COLUMNS = ("name", "params", "MACs", "size", "accuracy", "licence", "here", "trained on")
+NUMBERS = ("params", "MACs", "size", "accuracy")
 GLOBS = "*?["
 SIZE_SLOPE, USUAL_PARAMS = 0.05, 25e6
 
@@ -86,7 +89,7 @@ def candidates(
     named, matched = _limited(named, matched, max_params, licence)
     found = {card.name: card for card in named}
     found |= {card.name: card for card in _obtainable(matched, patterns, local_only, budget_seconds, bool(named))}
-    return sorted(found.values(), key=lambda card: (card.macs or math.inf, card.name))
+    return sorted(found.values(), key=SORTS["macs"])
 
 
 def prior(card: Card) -> float | None:
@@ -112,6 +115,23 @@ def prior(card: Card) -> float | None:
     return 100 * odds / (1 + odds)
 
 
+def _down(value: float | None) -> float:
+    return math.inf if value is None else -value
+
+
+def _up(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+SORTS: Mapping[str, Callable[[Card], tuple[float, str]]] = {
+    "name": lambda card: (0.0, card.name),
+    "params": lambda card: (_up(card.num_params), card.name),
+    "macs": lambda card: (_up(card.macs), card.name),
+    "accuracy": lambda card: (_down(card.accuracy), card.name),
+    "prior": lambda card: (_down(prior(card)), card.name),
+}
+
+
 def here(card: Card) -> bool:
     """Say whether the weights of a card are on this machine, without network and without loading them."""
     return _here.here(card)
@@ -132,14 +152,66 @@ def cards() -> tuple[Card, ...]:
     return tuple(card for source in plugins.names("source") for card in plugins.load("source", source)().available())
 
 
+def backbones(
+    pattern: str = "",
+    *,
+    max_params: int | None = None,
+    licence: str = "any",
+    source: str | None = None,
+    only_here: bool = False,
+    sort: str = "name",
+) -> list[Card]:
+    """List the backbones of the sources.
+
+    Args:
+        pattern: A glob or a part of a name; upper and lower case alike.
+        max_params: Most parameters; a backbone whose number is unknown is left out.
+        licence: "any" or "permissive".
+        source: Only those of this source.
+        only_here: Only those whose weights are on this machine.
+        sort: One of `SORTS`: small ones first, good ones first; those without the fact last.
+
+    Raises:
+        RecipeError: An unknown source, licence filter or sort key, or a pattern that matches nothing.
+    """
+    if sort not in SORTS:
+        raise RecipeError(f"cannot sort backbones by {sort!r}", closest(sort, SORTS))
+    if licence not in LICENCES:
+        raise RecipeError(f"licence={licence!r} is no filter (expected any or permissive)", "--licence permissive")
+    everything = cards() if source is None else plugins.load("source", source)().available()
+    found = [card for card in everything if _matches(card, pattern)]
+    if pattern and not found:
+        raise _unmatched(pattern, (card.name for card in everything))
+    kept = [
+        card
+        for card in found
+        if (max_params is None or (card.num_params is not None and card.num_params <= max_params))
+        and (licence == "any" or permissive(card.licence))
+        and (not only_here or here(card))
+    ]
+    return sorted(kept, key=SORTS[sort])
+
+
+def facts(card: Card) -> dict[str, object]:
+    """Return what is known of a backbone, ready for JSON: its card, its prior, and whether its weights are here."""
+    return {**card.to_json(), "prior": prior(card), "here": here(card)}
+
+
+def table(found: Sequence[Card]) -> list[str]:
+    """Write backbones as aligned lines under a heading."""
+    if not found:
+        return ["no backbone passes these filters"]
+    rows = [COLUMNS, *(_row(card) for card in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_aligned(*cell) for cell in zip(row, widths, COLUMNS, strict=True)).rstrip() for row in rows]
+
+
 def rows(kind: str, pattern: str = "") -> list[dict[str, object]]:
-    """List what there is of a kind: `name` and `about`, and for backbones their facts.
+    """List the plug-ins of a kind: `name` and `about`.
 
     Raises:
         RecipeError: No such kind.
     """
-    if kind == "backbones":
-        return _backbones(pattern)
     if kind not in KINDS:
         raise RecipeError(f"there are no {kind!r} to list", closest(kind, ["backbones", *KINDS]))
     singular = KINDS[kind]
@@ -147,14 +219,38 @@ def rows(kind: str, pattern: str = "") -> list[dict[str, object]]:
     return [{"name": name, "about": plugins.summary(plugins.load(singular, name))} for name in names]
 
 
-def _backbones(pattern: str) -> list[dict[str, object]]:
-    found = []
-    for card in cards():
-        if pattern in card.name:
-            millions = "" if card.num_params is None else f"{card.num_params / 1e6:.1f} M"
-            about = "  ".join(part for part in (millions, card.licence or "", card.trained_on or "") if part)
-            found.append({**card.to_json(), "about": about})
-    return found
+def _matches(card: Card, pattern: str) -> bool:
+    """A glob is about whole names, or names without tag where they mean these weights; else a part is enough."""
+    name, pattern = card.name.lower(), pattern.lower()
+    if not _is_glob(pattern):
+        return pattern in name
+    return fnmatchcase(name, pattern) or (card.default and fnmatchcase(_bare(card).lower(), pattern))
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(mark in pattern for mark in GLOBS)
+
+
+def _row(card: Card) -> tuple[str, ...]:
+    accuracy = "" if card.accuracy is None else f"{card.accuracy:.1f}"
+    known = (short(card.num_params), short(card.macs), str(card.spec.image_size), accuracy, card.licence or "unknown")
+    return (card.name, *known, "yes" if here(card) else "", card.trained_on or "")
+
+
+def _aligned(text: str, width: int, column: str) -> str:
+    return text.rjust(width) if column in NUMBERS else text.ljust(width)
+
+
+def short(count: int | None) -> str:
+    """Write a count for people, nothing when it is unknown.
+
+    Example:
+        >>> short(25_557_032), short(4_089_184_256), short(None)
+        ('25.6 M', '4.1 G', '')
+    """
+    if count is None:
+        return ""
+    return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def _matching(patterns: str | None, kind: str) -> tuple[list[Card], list[Card]]:
@@ -172,8 +268,8 @@ def _matching(patterns: str | None, kind: str) -> tuple[list[Card], list[Card]]:
     by_name |= {_bare(card): card for card in known if card.default}
     named, matched = [], []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        if any(mark in pattern for mark in GLOBS):
-            some = [card for card in known if fnmatchcase(card.name, pattern)]
+        if _is_glob(pattern):
+            some = [card for card in known if _matches(card, pattern)]
             if not some:
                 raise _unmatched(pattern, by_name)
             matched += some
@@ -203,7 +299,10 @@ def _unlisted(name: str, known: Iterable[str]) -> Card:
 
 def _unmatched(pattern: str, known: Iterable[str]) -> RecipeError:
     bare = pattern.translate(dict.fromkeys(map(ord, GLOBS + "]")))
-    return RecipeError(f"no backbone matches {pattern!r}", closest(bare, known))
+    fix = closest(bare, known)
+    return RecipeError(
+        f"no backbone matches {pattern!r}", fix if fix.startswith("did you mean") else "warmstart list backbones"
+    )
 
 
 def _limited(
@@ -229,6 +328,8 @@ def _limited(
         before, kept = kept, {n: c for n, c in kept.items() if c.num_params is not None and c.num_params <= max_params}
         if not kept:
             raise _all_too_large(list(before.values()), max_params)
+    if dropped := [card.name for card in named if card.name not in kept]:
+        log.info("left out by max_params or licence: %s", listed(dropped))
     return [card for card in named if card.name in kept], [card for card in matched if card.name in kept]
 
 
@@ -276,8 +377,7 @@ def _best(found: Sequence[Card], budget: float | None) -> list[Card]:
     most = MOST_FETCHED if budget is None else max(1, min(MOST_FETCHED, int(budget / FETCH_SECONDS)))
     if len(found) > most:
         log.info("%d candidates would have to be fetched; the best %d by published accuracy are", len(found), most)
-    worth: Callable[[Card], float] = lambda card: prior(card) or 0.0
-    return sorted(found, key=worth, reverse=True)[:most]
+    return sorted(found, key=SORTS["prior"])[:most]
 
 
 def _affordable(found: Sequence[Card], budget: float | None) -> list[Card]:

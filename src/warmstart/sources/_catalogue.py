@@ -12,7 +12,7 @@ from warmstart.errors import WarmstartError
 from warmstart.models import Card
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 """Raise it when cards get another field or the tables of facts change."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,13 +114,15 @@ def _all_cards() -> list[Card]:
 def _card(network: str, weights: WeightsEnum) -> Card:
     import torchvision
 
+    accuracy = weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1", math.nan)  # NaN for features without head
+    known = not math.isnan(accuracy)
     return Card(
         name=f"torchvision/{network}:{weights.name}",
         spec=specs.of_torchvision(network, weights),
         num_params=weights.meta["num_params"],
         macs=round(weights.meta["_ops"] * 1e9),  # published as GFLOPS; a multiply-add counts once there
-        accuracy=weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1"),
-        accuracy_source=f"torchvision, {weights.transforms().crop_size[0]} px",
+        accuracy=accuracy if known else None,
+        accuracy_source=f"torchvision, {weights.transforms().crop_size[0]} px" if known else "",
         default=weights is torchvision.models.get_model_weights(network)["DEFAULT"],
         licence=weights.meta.get("license"),
         trained_on=_trained_on(weights.name),
