@@ -307,6 +307,9 @@ def test_a_small_budget_leaves_out_what_cannot_begin_but_never_all(monkeypatch: 
     assert names(catalogue.candidates(None, budget_seconds=60)) == [MOBILE, LITE0, LITE1]
     assert names(catalogue.candidates(None, budget_seconds=40)) == [MOBILE, LITE0]
     assert names(catalogue.candidates(None, budget_seconds=1)) == [MOBILE]
+    with monkeypatch.context() as there:
+        there.setattr("torch.cuda.is_available", lambda: True)
+        assert names(catalogue.candidates(None, budget_seconds=1)) == [MOBILE, LITE0, LITE1]
     assert "timm/vit_large_patch14_dinov2.lvd142m" in names(
         catalogue.candidates("timm/vit_large_patch14_dinov2", budget_seconds=1)
     )
