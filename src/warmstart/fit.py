@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from warmstart import checkpoint, guards, looptools, optim, resume, runtime
+from warmstart import checkpoint, guards, looptools, optim, resources, resume, runtime
 from warmstart.data import Batch
 from warmstart.errors import TrainingError
 from warmstart.looptools import Clock, NotFiniteError, Watch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from warmstart.strategies import Group
 
 __all__ = ["FitConfig", "FitResult", "NotFiniteError", "Progress", "Step", "fit"]
+
+log = logging.getLogger(__name__)
 
 CURVE_POINTS = 200
 """Lines of `metrics.jsonl` that the steps of one fit write, at most."""
@@ -46,7 +49,9 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     micro_batch: int | None = None
-    """Examples per forward pass; the gradient is that of the whole batch when its loss is the mean over examples."""
+    """Examples per forward pass; the gradient is that of the whole batch when its loss is the mean over examples.
+
+    Halved when memory runs out all the same."""
     ema_decay: float | None = None
     """Validate and keep the exponential moving average of the weights."""
     early_stopping: int | None = None
@@ -95,6 +100,8 @@ class FitResult:
     skipped_batches: int
     lr: float
     lr_reason: str
+    micro_batch: int | None = None
+    """Examples per forward pass; fewer than configured when memory ran out, None for whole batches."""
 
 
 def fit(
@@ -215,7 +222,7 @@ def _train(job: _Job, gear: _Gear) -> None:
                 lr = _lr(job, gear)
                 optim.set_lr(gear.optimizer, lr)
                 watch.before_step()
-                loss, logs = _gradients(job, gear.accelerator, batch)
+                loss, logs = _affordable_gradients(job, gear, batch)
                 norm = gear.accelerator.clip_grad_norm_(active, clip_norm) if watch.wants_norm(clip_norm) else None
                 if watch.passes(loss, norm, state.step, batch.index):
                     gear.stepper.step()
@@ -259,11 +266,58 @@ def _clock(job: _Job, gear: _Gear) -> Clock:
     )
 
 
-def _gradients(job: _Job, accelerator: Accelerator, batch: Batch) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+def _affordable_gradients(job: _Job, gear: _Gear, batch: Batch) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+    """Compute the gradients of a batch; when memory runs out, again by half as many examples at a time."""
+    before = gear.state.micro_batch
+    while True:
+        try:
+            found = _gradients(job, gear.accelerator, batch, gear.state.micro_batch or job.config.micro_batch)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not looptools.out_of_memory(error):
+                raise
+            problem = str(error).strip().partition("\n")[0]
+        # Only here, behind the handler, are the frames gone that held the activations.
+        _halve(job, gear, batch, problem)
+    if gear.state.micro_batch != before:
+        text = "memory ran out at step %d: from now on %d examples at a time, %d to a step as before"
+        log.warning(text, gear.state.step, gear.state.micro_batch, len(batch.index))
+        gear.journal.append(gear.state.step, {"micro_batch": gear.state.micro_batch})
+    return found
+
+
+def _halve(job: _Job, gear: _Gear, batch: Batch, problem: str) -> None:
+    """Go back to before the step, and let it be taken by half as many examples at a time.
+
+    The checkpoint lets a fit that is killed go on with the same portions, and so end in the same bits.
+
+    Raises:
+        TrainingError: It was one example already.
+    """
+    state, device = gear.state, gear.accelerator.device
+    size = min(state.micro_batch or job.config.micro_batch or len(batch.index), len(batch.index))
+    if size == 1:
+        raise TrainingError(
+            f"memory ran out at step {state.step} with one example at a time ({problem})",
+            "--strategy probe, a smaller data.image_size, or a smaller backbone",
+        )
+    gear.optimizer.zero_grad(set_to_none=True)
+    gear.watch.restore()
+    looptools.seed_step(device, job.config.seed, state.step)
+    resources.trim()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    state.micro_batch = size // 2
+    gear.save()
+
+
+def _gradients(
+    job: _Job, accelerator: Accelerator, batch: Batch, micro_batch: int | None
+) -> tuple[Tensor, Mapping[str, float | Tensor]]:
     """Run the batch forward and backward, part by part, each weighted by its share of the examples."""
     total: Tensor | None = None
     logs: Mapping[str, float | Tensor] = {}
-    for part, share in looptools.parts(batch, job.config.micro_batch):
+    for part, share in looptools.parts(batch, micro_batch):
         with accelerator.autocast():
             step = job.forward(job.module, part.to(accelerator.device))
             extra = None if job.penalty is None else job.penalty()
@@ -332,6 +386,7 @@ def _result(job: _Job, gear: _Gear) -> FitResult:
         skipped_batches=state.skipped,
         lr=gear.lr,
         lr_reason=gear.lr_reason,
+        micro_batch=state.micro_batch or job.config.micro_batch,
     )
 
 

@@ -46,7 +46,7 @@ class Watch:
 
     Args:
         policy: `stop` raises, `skip` leaves the step out.
-        buffers: What a forward pass may change; put back when a step is skipped.
+        buffers: What a forward pass may change; put back when a step is skipped or begun again.
         accelerator: Where the fit runs.
     """
 
@@ -60,9 +60,14 @@ class Watch:
         self._unseen: list[tuple[Tensor, int, Tensor]] = []
 
     def before_step(self) -> None:
-        """Hold on to the buffers, if the step may be skipped."""
-        if self._policy == "skip":
-            self._held = [buffer.clone() for buffer in self._buffers]
+        """Hold on to the buffers: a step may be skipped, or taken again when memory runs out."""
+        self._held = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the buffers back to where they were before the step."""
+        for buffer, held in zip(self._buffers, self._held, strict=True):
+            buffer.copy_(held)
 
     def wants_norm(self, clip_norm: float) -> bool:
         """Tell whether the gradient's norm is needed: to clip, or to skip a gradient that would spoil the weights."""
@@ -86,8 +91,7 @@ class Watch:
             return True
         if self._policy == "stop":
             raise NotFiniteError(step, rows.numpy())
-        for buffer, held in zip(self._buffers, self._held, strict=True):
-            buffer.copy_(held)
+        self.restore()
         self.skipped += 1
         return False
 
@@ -212,6 +216,17 @@ def parts(batch: Batch, micro_batch: int | None) -> Iterator[tuple[Batch, float]
     for begin in range(0, size, micro_batch):
         part = slice(begin, min(begin + micro_batch, size))
         yield Batch(batch.inputs[part], batch.targets[part], batch.index[part]), (part.stop - begin) / size
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
+"""What allocators write, in small letters, when they have nothing left; torch has a type for that only on a GPU."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that memory ran out, on whichever device."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error).lower() for words in OUT_OF_MEMORY
+    )
 
 
 @contextlib.contextmanager

@@ -65,6 +65,8 @@ class State:
     plateau: Plateau = field(default_factory=Plateau)
     history: list[EpochRecord] = field(default_factory=list)
     finished: Reason | None = None
+    micro_batch: int | None = None
+    """Examples per forward pass since memory ran out; as configured when it never did."""
     scaler: dict[str, float] | None = None
     """Of the loss scaling of fp16."""
 
