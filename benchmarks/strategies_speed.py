@@ -225,7 +225,7 @@ def _last_k(options: argparse.Namespace, *, cached: bool) -> dict[str, object]:
     import numpy as np
 
     import assets
-    from warmstart import choose, prepare, tune, workflow
+    from warmstart import choosing, prepare, tune, workflow
     from warmstart.bench import Feed
     from warmstart.data import read
 
@@ -249,7 +249,7 @@ def _last_k(options: argparse.Namespace, *, cached: bool) -> dict[str, object]:
         }
         with workflow.opened("finetune", source, given, None) as session:
             data = prepare.prepare(session, source)
-            ready = tune.build(session, data, choose.as_told(session))
+            ready = tune.build(session, data, choosing.as_told(session))
             train, val = data.splits.train[: options.train], np.arange(0)
             begun = time.perf_counter()
             place, model = ready.place, ready.model

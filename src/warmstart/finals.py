@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from warmstart import choose, compare, config, plan, tune
-from warmstart.choose import Chosen
+from warmstart import choosing, compare, config, pace, tune
+from warmstart.choosing import Chosen
 from warmstart.config import Choice
 from warmstart.errors import WarmstartError
-from warmstart.plan import Pace
+from warmstart.pace import Pace
 from warmstart.prepare import Prepared
 from warmstart.session import Session
 from warmstart.tune import MAX_EPOCHS, Candidate, Trial
@@ -87,7 +87,7 @@ def candidates(session: Session, data: Prepared, chosen: Chosen, trials: Sequenc
     for rival in chosen.finalists[:NUM_RIVALS]:
         if _affords_probe(session, data, chosen, rival):
             yield rival
-    best, _ = choose.pick(session, data, list(trials))
+    best, _ = choosing.pick(session, data, list(trials))
     with session.part("finals"):
         found = planned(session, data, best)
     if found.candidate is not None:
@@ -113,7 +113,7 @@ def planned(session: Session, data: Prepared, base: Trial) -> Plan:
     assert found is not None
     for folder in (session.folder.path / "checkpoints").glob(f"{SHORT}*"):
         shutil.rmtree(folder, ignore_errors=True)
-    session.closing_seconds = plan.closing_seconds(data, base)
+    session.closing_seconds = pace.closing_seconds(data, base)
     session.planned_seconds = session.seconds() + session.closing_seconds + found.seconds
     if found.candidate is not None:
         session.planned["fit"] = found.seconds
@@ -157,12 +157,13 @@ class _Contest:
         if not fitting:
             tried = "; of ".join(refused)
             return Plan(None, f"the budget leaves {max(left, 0):.0f} s, room for too few epochs (of {tried})")
-        best, pace, why = self.explore(fitting, EXPLORE * left)
+        best, speed, why = self.explore(fitting, EXPLORE * left)
         left = self.left()
-        epochs = self.given_epochs or max(1, min(MAX_EPOCHS, pace.epochs(left, self.fits)))
-        candidate = replace(best, settings={**best.settings, "epochs": epochs})
-        reason = f"{why}; {named(best)}: {pace.epoch:.1f} s an epoch, {epochs} epochs fit {left:.0f} s"
-        return Plan(candidate, reason, pace.seconds(epochs, self.fits), tuple(self.shorts), self.moving)
+        epochs = self.given_epochs or max(1, min(MAX_EPOCHS, speed.epochs(left, self.fits)))
+        memory = {} if speed.micro_batch is None else {"micro_batch": speed.micro_batch}
+        candidate = replace(best, settings={**best.settings, **memory, "epochs": epochs})
+        reason = f"{why}; {named(best)}: {speed.epoch:.1f} s an epoch, {epochs} epochs fit {left:.0f} s"
+        return Plan(candidate, reason, speed.seconds(epochs, self.fits), tuple(self.shorts), self.moving)
 
     def fitting(self, left: float) -> tuple[list[tuple[Candidate, Pace]], list[str]]:
         """Return who gets an epoch in, and how many epochs the others would get.
@@ -172,13 +173,13 @@ class _Contest:
         found: list[tuple[Candidate, Pace]] = []
         refused = []
         for one in self.contenders():
-            pace = plan.pace(self.session, self.data, one)
-            if pace.epochs(left, self.fits) >= MIN_EPOCHS or self.given_epochs:
-                found.append((one, pace))
-                if self.affords(pace, EXPLORE * left / 4) < FEWEST_STEPS * self.session.recipe.batch_size:
+            speed = pace.measured(self.session, self.data, one)
+            if speed.epochs(left, self.fits) >= MIN_EPOCHS or (self.given_epochs and not speed.refused):
+                found.append((one, speed))
+                if self.affords(speed, EXPLORE * left / 4) < FEWEST_STEPS * self.session.recipe.batch_size:
                     break
             else:
-                refused.append(f"{named(one)} {pace.epochs(left, self.fits)}")
+                refused.append(f"{named(one)} {speed.refused or speed.epochs(left, self.fits)}")
         return found, refused
 
     @property
@@ -193,7 +194,7 @@ class _Contest:
 
     def left(self) -> float:
         """Return the seconds that a plan may fill."""
-        return plan.SPARE * (self.session.seconds_left() - plan.closing_seconds(self.data, self.base))
+        return pace.SPARE * (self.session.seconds_left() - pace.closing_seconds(self.data, self.base))
 
     def contenders(self) -> Iterator[Candidate]:
         """Yield what may be tried, in the order in which it is taken when nothing can be tried out."""
@@ -201,7 +202,8 @@ class _Contest:
 
         def candidate(name: str, **options: object) -> Candidate:
             kept = given.options if given.name == name else {}
-            return Candidate(base.backbone, base.image_size, Choice(name, {**options, **kept}))
+            made = Candidate(base.backbone, base.image_size, Choice(name, {**options, **kept}))
+            return replace(made, settings={"optim.lr": self.rate(made)})
 
         if given.name not in (None, "lp_ft") or "depth" in given.options:
             yield candidate(given.name or "lp_ft")
@@ -241,8 +243,8 @@ class _Contest:
 
     def at_rate(self, one: tuple[Candidate, Pace], factor: float) -> tuple[Candidate, Pace]:
         """Return a contender with another learning rate."""
-        candidate, pace = one
-        return replace(candidate, settings={**candidate.settings, "optim.lr": self.rate(candidate) * factor}), pace
+        candidate, speed = one
+        return replace(candidate, settings={**candidate.settings, "optim.lr": self.rate(candidate) * factor}), speed
 
     def rate(self, candidate: Candidate) -> float:
         """Return the learning rate of a contender: its own, the recipe's, or the usual one."""
@@ -261,21 +263,21 @@ class _Contest:
         batch = self.session.recipe.batch_size
         while len(contenders) > 1:
             each = seconds / len(contenders)
-            seen = [self.affords(pace, each) for _, pace in contenders]
+            seen = [self.affords(speed, each) for _, speed in contenders]
             if min(seen) >= FEWEST_STEPS * batch or min(seen) >= len(self.data.splits.train) * 2:
                 break
             contenders = contenders[:-1]
         if len(contenders) < 2:
             return None, ""
-        tried = [(one, pace, num, self.short(one, num)) for (one, pace), num in zip(contenders, seen, strict=True)]
-        done = [(one, pace, num, trial) for one, pace, num, trial in tried if trial is not None]
+        tried = [(one, speed, num, self.short(one, num)) for (one, speed), num in zip(contenders, seen, strict=True)]
+        done = [(one, speed, num, trial) for one, speed, num, trial in tried if trial is not None]
         return self.judged(done) if len(done) > 1 else (None, "")
 
-    def affords(self, pace: Pace, seconds: float) -> int:
+    def affords(self, speed: Pace, seconds: float) -> int:
         """Return how many examples a short trial can learn from in each of its fits."""
         folds = len(self.data.splits.folds) or 1
         num_val = min(NUM_VAL, len(self.data.splits.val) or len(self.data.splits.train) // folds)
-        return min(pace.examples(seconds / folds, num_val=num_val), MAX_EPOCHS * pace.num_train)
+        return min(speed.examples(seconds / folds, num_val=num_val), MAX_EPOCHS * speed.num_train)
 
     def short(self, candidate: Candidate, num: int) -> tuple[object, float] | None:
         """Fit a contender on `num` examples, repetitions counted; None when it fails."""
@@ -309,13 +311,13 @@ class _Contest:
             self.shorts.append(
                 Short(named(replace(one, settings={})), rate, num, values[at], round(seconds, 2), verdict)
             )
-        winner, pace, *_ = tried[best]
-        return (winner, pace), f"{named(winner)} was best of {len(tried)} short trials ({values[best]:.3f})"
+        winner, speed, *_ = tried[best]
+        return (winner, speed), f"{named(winner)} was best of {len(tried)} short trials ({values[best]:.3f})"
 
 
 def sample(data: Prepared, num: int, *, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
     """Return (train, val) rows of a short trial that sees `num` training examples, and in how many epochs."""
-    order, _ = choose.course(data, seed=seed)
+    order, _ = choosing.course(data, seed=seed)
     if data.splits.folds:
         return list(data.splits.folds), max(1, num // len(data.splits.train))
     train = order[np.isin(order, data.splits.train)]

@@ -126,9 +126,7 @@ def plan(session: Session, data: Prepared) -> Plan:
     """
     begun, before = time.monotonic(), session.seconds()
     cards = candidates(session)
-    memory = session.recipe.memory or resources.available_bytes(session.device) + resources.resident_bytes()
-    disk = min(resources.free_disk_bytes(session.cache.root), session.cache.limit_bytes)
-    limits = Limits(session.recipe.budget, memory, disk, before)
+    allowed = limits(session, spent=before)
     with session.stage("profile") as advance:
         profiles: list[Profile | WarmstartError] = []
         for number, card in enumerate(cards):
@@ -138,11 +136,11 @@ def plan(session: Session, data: Prepared) -> Plan:
         [
             option
             for card, found in zip(cards, profiles, strict=True)
-            for option in _rows(session, data, card, found, limits)
+            for option in _rows(session, data, card, found, allowed)
         ]
     )
-    _require_some(options, profiles, limits)
-    return Plan(tuple(options), time.monotonic() - begun, limits.budget, memory, disk)
+    _require_some(options, profiles, allowed)
+    return Plan(tuple(options), time.monotonic() - begun, allowed.budget, allowed.memory, allowed.disk)
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,13 @@ class Limits:
     def closing(self) -> float:
         """Seconds that every option spends besides its own."""
         return self.spent + REPORT_SECONDS
+
+
+def limits(session: Session, *, spent: float = 0.0) -> Limits:
+    """Return what the recipe, the memory that is free and the disk allow."""
+    memory = session.recipe.memory or resources.available_bytes(session.device) + resources.resident_bytes()
+    disk = min(resources.free_disk_bytes(session.cache.root), session.cache.limit_bytes)
+    return Limits(session.recipe.budget, memory, disk, spent)
 
 
 def candidates(session: Session) -> list[Card]:

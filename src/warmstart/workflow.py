@@ -21,7 +21,7 @@ from warmstart.session import Session
 from warmstart.tasks import Metric
 
 if TYPE_CHECKING:
-    from warmstart.choose import Chosen
+    from warmstart.choosing import Chosen
     from warmstart.comparing import RunsCompared
     from warmstart.data import Dataset, Input
     from warmstart.data.audit_report import AuditReport
@@ -99,22 +99,22 @@ def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import choose, finals, judge, prepare, tune, writeup
+    from warmstart import choosing, finals, judge, prepare, tune, writeup
 
     with opened("run", data, given, progress) as session:
         session.decide("budget", lambda: (DEFAULT_BUDGET, "ten minutes unless told otherwise"))
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
         if session.finished:
             return _finished(session)
-        chosen = choose.choose(session, ready)
+        chosen = choosing.choose(session, ready)
         trials = [tune.tune(session, ready, chosen.candidate)]
         session.has_answer = True
-        ready = prepare.audited(session, ready, choose.features(session, ready, chosen.candidate))
+        ready = prepare.audited(session, ready, choosing.features(session, ready, chosen.candidate))
         with session.stoppable():
             for number, candidate in enumerate(finals.candidates(session, ready, chosen, trials)):
                 with session.part(f"trial {number + 2}"):
                     trials.append(tune.tune(session, ready, candidate))
-        winner, rivalries = choose.pick(session, ready, trials)
+        winner, rivalries = choosing.pick(session, ready, trials)
         judged = judge.test_once(session, ready, winner)
         story = writeup.Story(session, ready, trials, winner, rivalries, judged, chosen, finals.told(session))
         facts = writeup.write(story)
@@ -132,11 +132,11 @@ def choose(data: str | Path | Dataset, *, progress: Progress | None = None, **gi
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import choose, prepare
+    from warmstart import choosing, prepare
 
     with scratch("choose", data, given, progress) as session:
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
-        return choose.choose(session, ready, share=1.0)
+        return choosing.choose(session, ready, share=1.0)
 
 
 def plan(data: str | Path | Dataset, *, progress: Progress | None = None, **given: Unpack[Options]) -> Plan:
@@ -171,13 +171,13 @@ def finetune(data: str | Path | Dataset, *, progress: Progress | None = None, **
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import choose, judge, prepare, tune, writeup
+    from warmstart import choosing, judge, prepare, tune, writeup
 
     with opened("finetune", data, given, progress) as session:
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
         if session.finished:
             return _finished(session)
-        candidate = choose.as_told(session)
+        candidate = choosing.as_told(session)
         trial = tune.tune(session, ready, candidate)
         model = judge.save(session, ready, trial)
         judged = judge.validated(session, ready, trial, model)
@@ -191,12 +191,12 @@ def audit(data: str | Path | Dataset, *, progress: Progress | None = None, **giv
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import choose, prepare
+    from warmstart import choosing, prepare
 
     given["duplicates"] = "allow"  # an audit reports overlaps; it does not stop at them
     with scratch("audit", data, given, progress) as session:
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
-        return prepare.audited(session, ready, choose.features_if_any(session, ready)).report
+        return prepare.audited(session, ready, choosing.features_if_any(session, ready)).report
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from warmstart import calibrate, config, evaluation, finals, pictured, reporting, runtime
-from warmstart.choose import Chosen, Rivalry
+from warmstart.choosing import Chosen, Rivalry
 from warmstart.data import SPLITS
 from warmstart.finals import Plan
 from warmstart.judge import Judged

@@ -16,11 +16,11 @@ import torch
 import assets
 import warmstart as ws
 from warmstart import (
-    choose,
+    choosing,
     extract,
     finals,
     options,
-    plan,
+    pace,
     prepare,
     runtime,
     sources,
@@ -232,7 +232,7 @@ def test_a_run_that_was_interrupted_does_not_go_on_with_other_data(
     [(224, (128, 160, 192, 224)), (160, (96, 128, 160)), (288, (160, 192, 256, 288)), (32, (32,)), (64, (32, 64))],
 )
 def test_sizes_are_about_4_5_6_and_7_sevenths(own: int, expected: tuple[int, ...]) -> None:
-    found = choose.sizes(Card("x", spec=InputSpec(image_size=own)))
+    found = choosing.sizes(Card("x", spec=InputSpec(image_size=own)))
     assert found[-1] == own
     assert found == tuple(sorted(set(found)))
     assert found == expected
@@ -254,20 +254,20 @@ def test_the_better_wins_and_a_tie_goes_to_the_cheaper(first: int, second: int, 
             Trial(Candidate(TINY, 32, Choice(name)), model, said(np.arange(100) < hits), 1.0)
             for name, hits in (("probe", first), ("lp_ft", second))
         ]
-        found, comparisons = choose.pick(session, data, trials)
+        found, comparisons = choosing.pick(session, data, trials)
         assert found is trials[winner]
         assert len(comparisons) == 1
         rival, other, verdict = comparisons[0][0], comparisons[0][1], comparisons[0][2].verdict
         assert (rival, other) == (trials[1], trials[0])
         assert verdict == ("a" if winner else "b" if first > second else "tie")
-        assert choose.pick(session, data, trials[:1]) == (trials[0], [])
+        assert choosing.pick(session, data, trials[:1]) == (trials[0], [])
 
     session_of(tmp_path, check)
 
 
 def test_a_larger_input_has_to_be_better_not_equal(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        chosen = choose.choose(session, data)
+        chosen = choosing.choose(session, data)
         assert chosen.candidate == Candidate(TINY, 96, Choice("probe")), "colour shows at any size"
         assert session.recipe.data.image_size == 96
         assert "the cheapest within half a point of the best" in chosen.reason or "the best of them" in chosen.reason
@@ -278,10 +278,10 @@ def test_a_larger_input_has_to_be_better_not_equal(tmp_path: Path) -> None:
 def test_a_race_is_run_once_and_told_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(session: Session, data: Prepared) -> None:
         opened = session.sourced
-        first = choose.choose(session, data)
+        first = choosing.choose(session, data)
         session.sourced = opened  # as the command finds it when it is repeated
-        monkeypatch.setattr(choose, "Course", forbidden)
-        assert choose.choose(session, data) == first
+        monkeypatch.setattr(choosing, "Course", forbidden)
+        assert choosing.choose(session, data) == first
         told = first.to_json()
         assert told["pick"] == {"backbone": TINY, "input_size": 96, "strategy": "probe", "reason": first.reason}
         assert told["leaderboard"][0].keys() >= {  # type: ignore[index]
@@ -292,17 +292,17 @@ def test_a_race_is_run_once_and_told_as_json(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_was_named_in_full_is_not_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "Course", forbidden)
-    session_of(tmp_path, lambda session, data: assert_told(choose.choose(session, data)))
+    monkeypatch.setattr(choosing, "Course", forbidden)
+    session_of(tmp_path, lambda session, data: assert_told(choosing.choose(session, data)))
 
 
-def assert_told(chosen: choose.Chosen) -> None:
+def assert_told(chosen: choosing.Chosen) -> None:
     assert (chosen.candidate.image_size, chosen.reason, chosen.leaderboard) == (32, "it was asked for", ())
 
 
 def test_a_candidate_without_weights_is_recorded_and_the_race_goes_on(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        chosen = choose.choose(session, data)
+        chosen = choosing.choose(session, data)
         assert chosen.candidate.backbone == TINY
         gone = [row for row in chosen.leaderboard if row.backbone == "timm/resnet18.a1_in1k"]
         assert gone and all(row.value is None for row in gone)
@@ -314,13 +314,13 @@ def test_a_candidate_without_weights_is_recorded_and_the_race_goes_on(tmp_path: 
 
 def test_the_order_of_the_race_has_every_class_in_every_beginning_and_in_every_fold(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        order, fold = choose.course(data, seed=0)
+        order, fold = choosing.course(data, seed=0)
         assert sorted(order) == sorted(data.seen), "test is not among them"
         targets = data.dataset.targets[order]  # type: ignore[index]
         for n in (8, 16, len(order)):
             counts = np.bincount(targets[:n], minlength=2)
             assert abs(int(counts[0]) - int(counts[1])) <= 1
-        assert all(set(targets[fold == k]) == {0, 1} for k in range(choose.NUM_FOLDS))
+        assert all(set(targets[fold == k]) == {0, 1} for k in range(choosing.NUM_FOLDS))
 
     session_of(tmp_path, check)
 
@@ -328,7 +328,7 @@ def test_the_order_of_the_race_has_every_class_in_every_beginning_and_in_every_f
 def test_groups_stay_together_in_the_race(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
         grouped = replace(data, dataset=replace(data.dataset, groups=np.arange(len(data.dataset)) // 5))
-        order, fold = choose.course(grouped, seed=0)
+        order, fold = choosing.course(grouped, seed=0)
         for group in np.unique(order // 5):
             assert len(set(fold[order // 5 == group])) == 1
 
@@ -339,7 +339,7 @@ def test_groups_stay_together_in_the_race(tmp_path: Path) -> None:
 
 
 def finals_of(session: Session, data: Prepared) -> finals.Plan:
-    chosen = choose.choose(session, data)
+    chosen = choosing.choose(session, data)
     return finals.planned(session, data, tune.tune(session, data, chosen.candidate))
 
 
@@ -353,11 +353,13 @@ def test_a_probe_that_was_asked_for_is_all_there_is(tmp_path: Path) -> None:
 
 def test_a_budget_that_is_nearly_gone_leaves_no_room(tmp_path: Path) -> None:
     def check(session: Session, data: Prepared) -> None:
-        probe = tune.tune(session, data, choose.choose(session, data).candidate)
+        probe = tune.tune(session, data, choosing.choose(session, data).candidate)
         session.started -= 55.0
         found = finals.planned(session, data, probe)
         assert found.candidate is None
-        assert found.reason.startswith("the budget leaves 0 s, room for too few epochs (of lp_ft 0; of lp_ft depth=")
+        assert found.reason.startswith(
+            "the budget leaves 0 s, room for too few epochs (of lp_ft lr=0.0003 0; of lp_ft depth="
+        )
 
     session_of(tmp_path, check, {"strategy": None, "budget": "1m"})
 
@@ -381,7 +383,7 @@ def test_a_budget_with_room_tries_things_out_and_decides_epochs(tmp_path: Path) 
 def test_finals_are_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(session: Session, data: Prepared) -> None:
         first = finals_of(session, data)
-        monkeypatch.setattr(plan, "measure", forbidden)
+        monkeypatch.setattr(pace, "measured", forbidden)
         assert finals_of(session, data) == first == finals.told(session)
 
     session_of(tmp_path, check, {"strategy": None, "budget": "10m"})

@@ -1,22 +1,14 @@
-"""What still fits the budget: measured steps, not rules of thumb."""
+"""How fast a candidate learns, and what the end of a command takes: what plans are made of."""
 
 from __future__ import annotations
 
 import math
-import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from warmstart import tune
-from warmstart.bench import Feed
 from warmstart.prepare import Prepared
 from warmstart.session import Session
 from warmstart.tune import Candidate, Trial
 
-TIMED_STEPS = 4
 SPARE = 0.9
 """Share of what is left that a plan may fill: forecasts err, and the budget is a deadline."""
 REPORT_SECONDS = 8.0
@@ -26,7 +18,7 @@ STARTING_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a candidate learns, in seconds."""
+    """How fast a candidate learns, in seconds, and whether its memory suffices."""
 
     fill: float
     """To compute the frozen prefix of all training examples; 0 when nothing is frozen."""
@@ -34,6 +26,10 @@ class Pace:
     """To learn from one example."""
     num_train: int
     num_val: int
+    micro_batch: int | None = None
+    """Examples per forward pass where a whole batch does not fit the memory."""
+    refused: str = ""
+    """Why it does not fit the memory at all."""
 
     @property
     def epoch(self) -> float:
@@ -42,7 +38,7 @@ class Pace:
 
     def epochs(self, seconds: float, fits: int) -> int:
         """Return how many epochs fit, when every fit gets its share."""
-        return max(0, math.floor((seconds / fits - self.fill) / self.epoch))
+        return 0 if self.refused else max(0, math.floor((seconds / fits - self.fill) / self.epoch))
 
     def seconds(self, epochs: int, fits: int) -> float:
         """Return what so many epochs take."""
@@ -53,31 +49,18 @@ class Pace:
         return max(0, math.floor((seconds - STARTING_SECONDS) / self.example - num_val / 3))
 
 
-def pace(session: Session, data: Prepared, candidate: Candidate) -> Pace:
-    """Measure how fast a candidate learns."""
-    fill, example = measure(session, data, candidate)
-    return Pace(fill, example, len(data.splits.train), len(data.splits.val))
+def measured(session: Session, data: Prepared, candidate: Candidate) -> Pace:
+    """Forecast how fast a candidate learns, from a profile of its backbone that is measured once."""
+    from warmstart import forecast, planning
 
-
-def measure(session: Session, data: Prepared, candidate: Candidate) -> tuple[float, float]:
-    """Time a few real steps of the real loop, on a throw-away copy in a throw-away folder.
-
-    Returns:
-        Seconds to fill the cache with the prefix, and seconds to learn from one example.
-    """
-    with session.stage("plan"), tempfile.TemporaryDirectory() as scratch:
-        ready = tune.build(session, data, candidate)
-        rows = data.splits.train[: TIMED_STEPS * session.recipe.batch_size]
-        feed = Feed.open(ready.place, ready.model, ready.groups, rows, rows[:0])
-        ticks = [time.perf_counter()]
-        from warmstart.fit import FitConfig  # it brings torch, which a run on known features does without
-
-        config = FitConfig(epochs=1, optim=session.recipe.optim, micro_batch=session.recipe.micro_batch)
-        tune.loop(ready, feed, config, Path(scratch), on_step=lambda _: ticks.append(time.perf_counter()))
-    step = float(np.median(np.diff(ticks[1:]))) if len(ticks) > 2 else ticks[-1] - ticks[0]
-    per_example = step / min(len(rows), session.recipe.batch_size)
-    fill = sum(view.seconds / max(view.computed, 1) for view in feed.views) * len(data.seen)
-    return fill, per_example
+    own = session.with_values(candidate.settings)
+    load = replace(planning.load(own, data, planning.limits(own)), epochs=1, num_fits=1)
+    with session.stage("plan"):
+        profile = forecast.profile(own, data, candidate.backbone, candidate.image_size)
+        cost = forecast.cost(profile, candidate.strategy, load)
+    example = cost.epoch_seconds / (load.num_train + load.num_val / 3)
+    micro_batch = cost.micro_batch if cost.micro_batch < load.batch_size else None
+    return Pace(cost.fill_seconds, example, load.num_train, load.num_val, micro_batch, cost.reason)
 
 
 def closing_seconds(data: Prepared, probe: Trial) -> float:
