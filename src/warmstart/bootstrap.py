@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -147,10 +148,12 @@ def _log_interval(value: float, half: float) -> tuple[float, float]:
 
 def _quantile(freedom: int) -> float:
     """Return how many spreads a two-sided 95 % interval reaches: Student's t, or normal for 0 degrees of freedom."""
-    from scipy.special import ndtri, stdtrit
-
     tail = 0.5 + LEVEL / 2
-    return float(stdtrit(freedom, tail) if freedom else ndtri(tail))
+    if not freedom:
+        return NormalDist().inv_cdf(tail)
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, tail))
 
 
 def _joined(strata: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -13,13 +13,15 @@ from warmstart.tasks import Link, Predictions
 
 LOG_LIMIT = 3.0
 """Temperatures lie between e^-3 and e^3, 0.05 and 20."""
+HALVINGS = 24
+"""The interval of log T is halved this often: to 4e-7."""
 
 
 def fit_temperature(outputs: np.ndarray, targets: np.ndarray, *, link: Link = "softmax") -> float | None:
     """Find the temperature that gives the targets of val the highest likelihood.
 
-    The negative log-likelihood is convex in 1 / T, so it has one minimum in log T. When no prediction is wrong,
-    nothing in the data bounds confidence from above, and the temperature stays at 1 or more.
+    The negative log-likelihood is convex in 1 / T, so its slope changes sign once. When no prediction is wrong, nothing
+    in the data bounds confidence from above, and the temperature stays at 1 or more.
 
     Args:
         outputs: Raw outputs of the head on val.
@@ -34,25 +36,23 @@ def fit_temperature(outputs: np.ndarray, targets: np.ndarray, *, link: Link = "s
     """
     if link == "identity" or len(outputs) == 0:
         return None
-    from scipy.optimize import minimize_scalar
-
     wide = outputs.astype(np.float64)
-    found = minimize_scalar(
-        lambda log_t: nll(wide / np.exp(log_t), targets, link=link),
-        bounds=(-LOG_LIMIT, LOG_LIMIT),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    temperature = float(np.exp(found.x))
+    low, high = -LOG_LIMIT, LOG_LIMIT
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slope(wide, targets, np.exp(-middle), link=link) > 0 else (low, middle)
+    temperature = float(np.exp((low + high) / 2))
     right = wide.argmax(axis=1) == targets if link == "softmax" else (wide >= 0) == targets
     return max(temperature, 1.0) if right.all() else temperature
 
 
-def nll(outputs: np.ndarray, targets: np.ndarray, *, link: Link) -> float:
-    """Return the mean negative log-likelihood of the targets, straight from raw outputs."""
+def _slope(outputs: np.ndarray, targets: np.ndarray, sharpness: float, *, link: Link) -> float:
+    """Differentiate the mean negative log-likelihood of `sharpness * outputs` by the sharpness, which is 1 / T."""
+    scores = outputs * sharpness
     if link == "softmax":
-        return float((_log_sum_exp(outputs) - outputs[np.arange(len(targets)), targets]).mean())
-    return float((np.logaddexp(0.0, outputs) - outputs * targets).mean())
+        expected = (np.exp(scores - _log_sum_exp(scores)[:, None]) * outputs).sum(axis=1)
+        return float((expected - outputs[np.arange(len(targets)), targets]).mean())
+    return float(((np.exp(-np.logaddexp(0.0, -scores)) - targets) * outputs).mean())
 
 
 def scaled(predictions: Predictions, temperature: float | None, *, link: Link) -> Predictions:

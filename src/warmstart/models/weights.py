@@ -106,7 +106,7 @@ def hash_of(data: bytes) -> str:
     """
     from safetensors import deserialize
 
-    found = sorted((name.removeprefix(NETWORK), facts) for name, facts in deserialize(data))
+    found = sorted((name.removeprefix(NETWORK), facts) for name, facts in deserialize(data))  # type: ignore[no-untyped-call]
     odd = sorted({str(facts["dtype"]) for _, facts in found} - set(DTYPES))
     if odd:
         raise CheckpointError(f"tensors of the type {', '.join(odd)} are not known here", "save them as float32")

@@ -55,4 +55,4 @@ def _stamps(files: tuple[Path, ...]) -> list[list[object]]:
 def _path(name: str) -> Path:
     around = [f"{place}={os.environ.get(place, '')}" for place in PLACES]
     # A name may be a path, which depends on the current folder.
-    return lazy.folder() / f"{runtime.digest('name', name, Path.cwd(), lazy.versions(), *around)}.json"
+    return lazy.folder() / f"{runtime.digest('name', name, str(Path.cwd()), lazy.versions(), *around)}.json"
