@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from warmstart import metrics, runtime
-from warmstart.compare import paired
+from warmstart.comparing import paired
 from warmstart.data import TargetKind
 from warmstart.evaluation import metrics as evaluated
 from warmstart.tasks import Predictions, Task

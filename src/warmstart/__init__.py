@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from warmstart.errors import WarmstartError
     from warmstart.estimators import WarmstartClassifier, WarmstartRegressor
     from warmstart.trained import TrainedModel, load
-    from warmstart.workflow import Run, audit, choose, evaluate, finetune, predict, report, run
+    from warmstart.workflow import Run, audit, choose, compare, evaluate, finetune, predict, report, run
 
 _WHERE = {
     "Run": "workflow",
@@ -27,6 +27,7 @@ _WHERE = {
     "WarmstartRegressor": "estimators",
     "audit": "workflow",
     "choose": "workflow",
+    "compare": "workflow",
     "evaluate": "workflow",
     "finetune": "workflow",
     "load": "trained",
@@ -42,6 +43,7 @@ __all__ = [
     "WarmstartRegressor",
     "audit",
     "choose",
+    "compare",
     "evaluate",
     "finetune",
     "load",

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from warmstart import bench, catalogue, compare, evaluation, race, runtime, sources, tune
+from warmstart import bench, catalogue, comparing, evaluation, race, runtime, sources, tune
 from warmstart.bench import Bench
 from warmstart.config import Choice
 from warmstart.errors import SourceError
@@ -225,9 +225,9 @@ class Course:
         found = head.val(place, folds)
         return Measured(found, tune.point(self.data, found), self.session.seconds() - clock, _rate(head, card, size))
 
-    def compare(self, found: Sequence[Predictions], leader: int) -> Sequence[compare.Comparison]:
+    def compare(self, found: Sequence[Predictions], leader: int) -> Sequence[comparing.Comparison]:
         """Compare everybody with the leader on the same examples, corrected for their number."""
-        return compare.many(self.data.task, found, reference=leader, seed=self.session.recipe.seed)
+        return comparing.many(self.data.task, found, reference=leader, seed=self.session.recipe.seed)
 
     def _bench(self, card: Card, size: int) -> Bench:
         """Load a backbone once, whatever the sizes it runs at."""
@@ -354,7 +354,7 @@ def features_if_any(session: Session, data: Prepared) -> np.ndarray | None:
         return None
 
 
-Rivalry: TypeAlias = tuple[Trial, Trial, compare.Comparison]
+Rivalry: TypeAlias = tuple[Trial, Trial, comparing.Comparison]
 """A trial, the one that it was compared with, and what came out; a is the first."""
 
 
@@ -362,7 +362,7 @@ def pick(session: Session, data: Prepared, trials: Sequence[Trial]) -> tuple[Tri
     """Keep what validates better by a paired interval; a tie goes to the cheaper, which comes first."""
     winner, rivalries = trials[0], []
     for rival in trials[1:]:
-        found = compare.paired(data.task, rival.val, winner.val, seed=session.recipe.seed)
+        found = comparing.paired(data.task, rival.val, winner.val, seed=session.recipe.seed)
         rivalries.append((rival, winner, found))
         if found.verdict == "a":
             winner = rival

@@ -1,298 +1,353 @@
-"""Finished runs side by side: each with its interval, each pair with a verdict that holds for all pairs together.
+"""Is one model better than another? A paired comparison on the same examples, with an interval and a verdict.
 
-Runs of one recipe that differ only in `seed` are one contender, its mean over seeds; the bootstrap then resamples seeds
-as well as examples.
+Both models are resampled together, so that what is hard for both cancels. For accuracy the exact test of McNemar (1947)
+has to agree, since percentiles of a few discordant examples are too sure of themselves. A tie goes to the cheaper.
+Many comparisons at once are corrected by Holm (1979, A Simple Sequentially Rejective Multiple Test Procedure).
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
-from pathlib import Path
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from warmstart import bootstrap, compare, predicted
+from warmstart import bootstrap, runtime
 from warmstart import metrics as measures
-from warmstart.compare import Comparison, SideBySide
-from warmstart.errors import DataError, RecipeError
-from warmstart.predicted import Predicted
-from warmstart.rundir import RunDir
-from warmstart.tasks import Predictions
+from warmstart.errors import DataError, RecipeError, closest
+from warmstart.evaluation import checked, default_metric
+from warmstart.tasks import MetricSpec, Predictions, Task
 
-Split = Literal["val", "test"]
-POWER = 0.8
-"""Chance of seeing a difference of this size with as many examples as are named."""
-HOPELESS = 1000
-"""A difference that takes this many times the examples is as good as none."""
+Verdict: TypeAlias = Literal["a", "b", "tie"]
+SIGNIFICANT = 1 - bootstrap.LEVEL
+FEWEST = 5
+"""Units less strata below which no verdict is given."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A run, or several that differ only in seed, with the metric and its 95 % interval."""
+class Comparison:
+    """What a paired comparison found."""
 
-    run: str
-    folders: tuple[str, ...]
-    value: float
+    metric: str
+    a: float
+    b: float
+    difference: float
+    """a minus b, whichever way is up."""
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two contenders compared."""
-
-    a: str
-    b: str
-    found: Comparison
-    text: str
-
-    def to_json(self) -> dict[str, object]:
-        """Return what `--json` prints of it."""
-        numbers = {name: getattr(self.found, name) for name in ("difference", "low", "high", "p_value", "p_corrected")}
-        return {"a": self.a, "b": self.b, **numbers, "verdict": self.text}
-
-
-@dataclass(frozen=True)
-class RunsCompared:
-    """Who is better, and how sure that is."""
-
-    split: str
-    metric: str
+    p_value: float
+    """Two-sided: how often so large a difference comes from chance alone; exact for accuracy without groups."""
     n: int
-    contenders: tuple[Contender, ...]
-    """Best first."""
-    pairs: tuple[Pair, ...]
-    warnings: tuple[str, ...] = ()
+    verdict: Verdict
+    """The better one, or `tie` when the examples do not tell."""
+    p_corrected: float | None = None
+    """Holm's p-value where this is one of several comparisons; the verdict goes by it."""
 
-    def to_json(self) -> dict[str, object]:
-        """Return what `--json` prints."""
-        return {
-            "split": self.split,
-            "metric": self.metric,
-            "n": self.n,
-            "runs": [asdict(one) for one in self.contenders],
-            "pairs": [pair.to_json() for pair in self.pairs],
-            "warnings": list(self.warnings),
-        }
+    def words(self, a: str = "a", b: str = "b") -> str:
+        """Say it in a sentence.
 
-    def words(self) -> str:
-        """Say it as a table and sentences."""
-        width = max(len(one.run) for one in self.contenders)
-        lines = [f"{self.metric} on {self.split}, n = {self.n:,}, 95 % intervals"]
-        lines += [f"{one.run:<{width}}  {one.value:.4f}  [{one.low:.4f}, {one.high:.4f}]" for one in self.contenders]
-        for pair in self.pairs:
-            found = pair.found
-            numbers = f"{found.difference:+.4f}  [{found.low:+.4f}, {found.high:+.4f}]  p = {_p(found.p_value)}"
-            many = f", {_p(found.p_corrected)} corrected for {len(self.pairs)} pairs" if len(self.pairs) > 1 else ""
-            lines += ["", f"{pair.a} against {pair.b}: {numbers}{many}", f"  {pair.text}"]
-        return "\n".join([*lines, *(["", *self.warnings] if self.warnings else [])])
+        Example:
+            >>> Comparison("accuracy", 0.9, 0.8, 0.1, 0.02, 0.18, 0.01, 100, "a").words("lp_ft", "probe")
+            'lp_ft is better than probe: accuracy 0.900 against 0.800, difference 0.100 (0.020 to 0.180, n = 100)'
+        """
+        numbers = f"{self.metric} {self.a:.3f} against {self.b:.3f}, difference {self.difference:.3f}"
+        sure = f"({self.low:.3f} to {self.high:.3f}, n = {self.n:,})"
+        if self.verdict == "tie":
+            return f"no difference between {a} and {b} that {self.n:,} examples can show: {numbers} {sure}"
+        better, worse = (a, b) if self.verdict == "a" else (b, a)
+        return f"{better} is better than {worse}: {numbers} {sure}"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A finished run that takes part."""
-
-    name: str
-    path: Path
-    told: Predicted
-    recipe: Mapping[str, object]
-
-    @property
-    def keys(self) -> list[bytes]:
-        return self.told.keys()
-
-
-def runs(
-    folders: Sequence[Path | str],
+def paired(
+    task: Task,
+    a: Predictions,
+    b: Predictions,
     *,
-    split: Split | None = None,
+    seed: int,
     metric: str | None = None,
-    group_seeds: bool = True,
-    seed: int = 0,
-) -> RunsCompared:
-    """Compare finished runs on the same examples.
+    resamples: int = 1000,
+) -> Comparison:
+    """Compare two sets of predictions on the same examples; out-of-fold predictions work the same way.
 
     Args:
-        folders: Of the runs.
-        split: Which predictions; `test` where every run has opened it, else `val`, when not given.
+        task: A bound task.
+        a: Predictions of the first model.
+        b: Predictions of the second one, on the same rows in any order.
+        seed: Of the resampling, stratified and grouped as in `evaluation.metrics`.
         metric: Name of the metric; the task's default without it.
-        group_seeds: Take runs that differ only in `seed` as one, unless nothing else is compared.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
 
     Raises:
-        RecipeError: Fewer than two runs, one that is named twice, or an unknown metric.
-        RunError: A run that is not finished or has left no predictions on the split.
-        DataError: The runs have other tasks, or were judged on other examples.
+        DataError: The rows or targets differ, or the metric is not defined on them.
+        RecipeError: The task has no such metric.
     """
-    _refuse_few(folders)
-    paths = [RunDir.load(folder).path for folder in folders]
-    chosen = split or ("test" if all(predicted.there(path, "test") for path in paths) else "val")
-    entries = [
-        _Entry(str(f), path, predicted.load(path, chosen), _recipe(path))
-        for f, path in zip(folders, paths, strict=True)
-    ]
-    _refuse_strangers(entries, chosen)
-    members = _by_seed(entries) if group_seeds else [[at] for at in range(len(entries))]
-    measured = compare.measured(
-        entries[0].told.task, _aligned(entries), seed=seed, metric=metric, names=[entry.name for entry in entries]
-    ).means(members, seed=seed)
-    names = [_name([entries[at] for at in rows]) for rows in members]
-    order = np.argsort(measured.values if not measured.metric.higher_is_better else -measured.values, kind="stable")
-    contenders = tuple(_contender(measured, int(at), names[at], [entries[m].name for m in members[at]]) for at in order)
-    ranked = [(int(a), int(b)) for a, b in combinations(order, 2)]
-    found = compare.corrected([measured.pair(a, b) for a, b in ranked])
-    pairs = tuple(
-        Pair(names[a], names[b], one, verdict(measured, a, b, one, names=(names[a], names[b]), num_pairs=len(ranked)))
-        for (a, b), one in zip(ranked, found, strict=True)
-    )
-    n = len(measured.drawn.unit_of)
-    return RunsCompared(chosen, measured.metric.name, n, contenders, pairs, _warnings(chosen, contenders))
+    return measured(task, (a, b), seed=seed, metric=metric, resamples=resamples, names="ab").pair(0, 1)
 
 
-def verdict(
-    measured: SideBySide, a: int, b: int, found: Comparison, *, names: tuple[str, str], num_pairs: int = 1
-) -> str:
-    """Say who is better, or what it would take to tell."""
-    if found.verdict != "tie":
-        better, worse = names if found.verdict == "a" else names[::-1]
-        return f"{better} is better than {worse}"
-    cannot = f"cannot tell {names[0]} from {names[1]}"
-    spread = (found.high - found.low) / (2 * 1.959964)
-    if abs(found.difference) <= bootstrap.EPS or spread <= bootstrap.EPS:
-        return f"{cannot}: they differ by nothing that these examples show"
-    of_seeds = float(measured.spread[a] + measured.spread[b])
-    wanted = (found.difference / _reach(num_pairs)) ** 2 - of_seeds
-    if wanted <= 0:
-        return f"{cannot}; more seeds would be needed, since seeds alone differ by as much"
-    times = max(spread**2 - of_seeds, 0.0) / wanted
-    if times > HOPELESS:
-        return f"{cannot}; the difference is as good as none"
-    more = max(round((times - 1) * found.n), 1)
-    return f"{cannot}; about {_round(more):,} more examples would be needed to tell a difference of this size"
+def many(
+    task: Task,
+    predictions: Sequence[Predictions],
+    *,
+    reference: int,
+    seed: int,
+    metric: str | None = None,
+    resamples: int = 1000,
+) -> list[Comparison]:
+    """Compare every model with one of them, on resamples that all share, with verdicts that hold together.
+
+    Each comparison is what `paired` finds, and its verdict has to survive Holm's correction for all of them. The
+    reference may be the leader, chosen on these very examples: the truly best model is still called worse in at most
+    5 % of the cases, since that takes one of k - 1 rivals to beat it by chance.
+
+    Args:
+        task: A bound task.
+        predictions: Of k models, on the same rows in any order.
+        reference: Position of the model that the others are compared with.
+        seed: Of the resampling.
+        metric: Name of the metric; the task's default without it.
+        resamples: Bootstrap resamples.
+
+    Returns:
+        One comparison per model, in their order: a is that model, b the reference, which ties with itself.
+
+    Raises:
+        DataError: The rows or targets differ, or the metric is not defined on them.
+        RecipeError: The task has no such metric.
+    """
+    side_by_side = measured(task, predictions, seed=seed, metric=metric, resamples=resamples)
+    rivals = [at for at in range(len(predictions)) if at != reference]
+    found = corrected([side_by_side.pair(at, reference) for at in rivals])
+    own = side_by_side.pair(reference, reference)
+    return [*found[:reference], replace(own, p_corrected=1.0), *found[reference:]]
 
 
-def _reach(num_pairs: int) -> float:
-    """Return how many spreads a difference must be for a chance of 80 % to see it at 5 % over all pairs."""
-    from scipy.special import ndtri
-
-    return float(ndtri(1 - compare.SIGNIFICANT / (2 * num_pairs)) + ndtri(POWER))
-
-
-def _round(number: int) -> int:
-    """Keep two digits, which is more than a forecast of this kind is good for."""
-    places = max(len(str(number)) - 2, 0)
-    return round(number, -places)
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "?"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _contender(measured: SideBySide, at: int, name: str, folders: Sequence[str]) -> Contender:
-    replicates = measured.replicates[at]
-    value = float(measured.values[at])
-    freedom = round(measured.freedom(replicates[np.isfinite(replicates)], at))
-    low, high = bootstrap.interval(
-        value,
-        replicates,
-        scale=measures.scale(measured.metric.name),
-        n=measured.drawn.num_units,
-        freedom=max(freedom, 1),
-    )
-    return Contender(name, tuple(folders), value, min(low, value), max(high, value))
-
-
-def _aligned(entries: Sequence[_Entry]) -> list[Predictions]:
-    """Number the examples alike in all runs, by their contents, so that no order of runs or rows matters."""
-    number = {key: at for at, key in enumerate(sorted(entries[0].keys))}
-    rows = [np.array([number[key] for key in entry.keys]) for entry in entries]
-    groups = entries[0].told.predictions.groups
-    if groups is not None:
-        groups = groups[np.argsort(rows[0])]
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Let the verdicts of several comparisons go by Holm's p-values: false ones in at most 5 % of such families."""
+    p_values = holm([one.p_value for one in comparisons])
     return [
-        Predictions(own.outputs, own.values, at, own.targets, None if groups is None else groups[at])
-        for own, at in zip((entry.told.predictions for entry in entries), rows, strict=True)
+        replace(one, p_corrected=p, verdict="tie" if p >= SIGNIFICANT else one.verdict)
+        for one, p in zip(comparisons, p_values, strict=True)
     ]
 
 
-def _refuse_few(folders: Sequence[Path | str]) -> None:
-    if len(folders) < 2:
-        raise RecipeError(f"{len(folders)} run was named, expected at least 2", "warmstart compare RUN RUN")
-    seen: set[Path] = set()
-    for folder in folders:
-        place = Path(folder).resolve()
-        if place in seen:
-            raise RecipeError(f"{folder} is named twice, expected different runs", "warmstart compare RUN RUN")
-        seen.add(place)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number: the smallest by m, the next by m - 1, and so on, never falling.
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    raised = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=np.float64)[order] * factors), 1.0)
+    back = np.empty(len(p_values))
+    back[order] = raised
+    return [float(p) for p in back]
 
 
-def _refuse_strangers(entries: Sequence[_Entry], split: str) -> None:
-    """Refuse runs on other tasks, other examples or other targets."""
-    first, keys = entries[0], set(entries[0].keys)
-    for other in entries[1:]:
-        if _task(first) != _task(other):
-            problem = f"{first.name} is {_task(first)} and {other.name} is {_task(other)}, expected the same task"
-            raise DataError(problem, "compare runs on the same data with the same --task")
-        own = set(other.keys)
-        if own != keys:
+@dataclass(frozen=True)
+class SideBySide:
+    """One metric of k models on the same examples and the same resamples, from which any two are compared.
+
+    Shape:
+        values: float64 (k,), on all examples.
+        replicates: float64 (k, R), on each resample.
+        hits: bool (k, N), where the metric is a plain share of right examples without groups; else None.
+        spread: float64 (k,), variance of the value that comes from seeds; 0 for a single seed, which shows none.
+        seeds: int64 (k,), how many seeds a value is the mean of.
+    """
+
+    metric: MetricSpec
+    values: np.ndarray
+    replicates: np.ndarray
+    hits: np.ndarray | None
+    drawn: bootstrap.Design
+    spread: np.ndarray
+    seeds: np.ndarray
+
+    def pair(self, a: int, b: int) -> Comparison:
+        """Compare two of the models."""
+        difference = float(self.values[a] - self.values[b])
+        replicates = self.replicates[a] - self.replicates[b]
+        finite = replicates[np.isfinite(replicates)]
+        low, high, p_value = _judged(difference, finite, self.freedom(finite, a, b), units=self.drawn.freedom)
+        n = len(self.drawn.unit_of)
+        if self.hits is not None and self.seeds[a] == self.seeds[b] == 1:
+            only_a, only_b = int((self.hits[a] & ~self.hits[b]).sum()), int((self.hits[b] & ~self.hits[a]).sum())
+            low, high, p_value = _exact(low, high, only_a, only_b, n)
+        verdict = _verdict(low, high, p_value, higher_is_better=self.metric.higher_is_better)
+        values = float(self.values[a]), float(self.values[b])
+        return Comparison(self.metric.name, *values, difference, low, high, p_value, n, verdict)
+
+    def freedom(self, replicates: np.ndarray, *models: int) -> float:
+        """Return degrees of freedom of a spread from examples and from a few seeds (Welch, Satterthwaite)."""
+        of_seeds = [(float(self.spread[at]), int(self.seeds[at]) - 1) for at in models if self.spread[at] > 0]
+        if not of_seeds:
+            return self.drawn.freedom
+        whole = max(float(replicates.var()), sum(part for part, _ in of_seeds))
+        of_examples = whole - sum(part for part, _ in of_seeds)
+        parts = [(of_examples, self.drawn.freedom), *of_seeds]
+        return whole**2 / sum(part**2 / freedom for part, freedom in parts)
+
+    def means(self, members: Sequence[Sequence[int]], *, seed: int) -> SideBySide:
+        """Return the means of several models each, such as the seeds of one recipe, on the same examples.
+
+        Resamples are of two levels: the examples, shared by all, and within each mean S - 1 of its S models, whose
+        mean then spreads as it should, by s² / S.
+
+        Args:
+            members: Positions of the models behind each mean.
+            seed: Of the resampling of models.
+        """
+        replicates, spread = [], []
+        for number, rows in enumerate(members):
+            draws = max(len(rows) - 1, 1)
+            picked = runtime.rng(seed, "seeds", number).integers(0, len(rows), (draws, self.replicates.shape[1]))
+            drawn = np.take_along_axis(self.replicates[list(rows)], picked, axis=0)  # (S - 1, R)
+            replicates.append(drawn.mean(axis=0))
+            spread.append(float(self.values[list(rows)].var(ddof=1)) / len(rows) if len(rows) > 1 else 0.0)
+        return SideBySide(
+            self.metric,
+            np.array([self.values[list(rows)].mean() for rows in members]),
+            np.stack(replicates),
+            None if self.hits is None else self.hits[[rows[0] for rows in members]],
+            self.drawn,
+            np.array(spread),
+            np.array([len(rows) for rows in members]),
+        )
+
+
+def measured(
+    task: Task,
+    predictions: Sequence[Predictions],
+    *,
+    seed: int,
+    metric: str | None = None,
+    resamples: int = 1000,
+    names: Sequence[str] = (),
+) -> SideBySide:
+    """Measure several models on the same examples and on the same resamples of them.
+
+    Args:
+        task: A bound task.
+        predictions: On the same rows in any order.
+        seed: Of the resampling, stratified and grouped as in `evaluation.metrics`.
+        metric: Name of the metric; the task's default without it.
+        resamples: Bootstrap resamples.
+        names: What errors call the models; by their position without it.
+
+    Raises:
+        DataError: The rows or targets differ, or the metric is not defined on them.
+        RecipeError: The task has no such metric.
+    """
+    spec = _spec(task, metric)
+    sides, targets = _aligned(predictions, names or [f"model {at}" for at in range(len(predictions))])
+    of = [measures.measure(task.kind, side.values, targets, only=(spec.name,)) for side in sides]
+    values = np.array([one(np.ones((len(targets), 1)))[spec.name][0] for one in of])
+    if not np.isfinite(values).all():
+        raise DataError(f"{spec.name} is not defined on these {len(targets)} examples", "compare by another metric")
+    drawn = bootstrap.design(task.kind, targets, sides[0].groups)
+    blocks = [
+        np.stack([one(w)[spec.name] for one in of]) for w in bootstrap.weights(drawn, seed=seed, resamples=resamples)
+    ]  # (k, R') each
+    hits = None if sides[0].groups is not None else _hits(spec.name, sides, targets)
+    replicates = np.concatenate(blocks, axis=1)
+    return SideBySide(spec, values, replicates, hits, drawn, np.zeros(len(sides)), np.ones(len(sides), dtype=np.int64))
+
+
+def _spec(task: Task, metric: str | None) -> MetricSpec:
+    specs = {spec.name: spec for spec in task.metrics()}
+    name = metric or default_metric(task).name
+    if name not in specs:
+        raise RecipeError(f"unknown metric {name!r}", closest(name, specs))
+    return specs[name]
+
+
+def cheaper_wins_ties(comparison: Comparison, *, cost_a: float, cost_b: float) -> Literal["a", "b"]:
+    """Name the winner; in a tie the one that costs less, and `a` when the costs are equal too."""
+    if comparison.verdict != "tie":
+        return comparison.verdict
+    return "a" if cost_a <= cost_b else "b"
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test.
+
+    Args:
+        only_a: Examples that only the first model got right.
+        only_b: Examples that only the second one got right.
+
+    Example:
+        >>> mcnemar(5, 0)
+        0.0625
+    """
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def _aligned(predictions: Sequence[Predictions], names: Sequence[str]) -> tuple[list[Predictions], np.ndarray]:
+    """Put all predictions in the order of their rows, which have to be the same, with the same targets."""
+    first, sides = predictions[0], []
+    for side, name in zip(predictions, names, strict=True):
+        common = len(np.intersect1d(first.index, side.index))
+        if not common == len(first.index) == len(side.index):
             problem = (
-                f"{first.name} and {other.name} have different {split} examples: {len(keys):,} and {len(own):,}, "
-                f"{len(keys & own):,} of them shared"
+                f"{names[0]} has predictions for {len(first.index)} examples and {name} for {len(side.index)}, "
+                f"{common} of them the same; expected the same examples"
             )
+            raise DataError(problem, "predict with both models on the same split")
+        sides.append(side.take(np.argsort(side.index, kind="stable")))
+    targets = checked(sides[0], names[0])
+    for side, name in zip(sides[1:], names[1:], strict=True):
+        others = checked(side, name)
+        if not np.array_equal(targets, others):
             raise DataError(
-                problem, "run both on data that says its split (folders train/ val/ test/, or --split-column)"
+                f"{names[0]} and {name} have different targets for {int((targets != others).sum())} "
+                f"of {len(targets)} examples",
+                "predict with both models on the same data",
             )
+    return sides, targets
 
 
-def _task(entry: _Entry) -> str:
-    """Describe a task by what has to be equal."""
-    task = entry.told.task
-    of = {"single": "classes", "multi": "labels", "scalar": "a number", "vector": "numbers"}[task.kind]
-    names = f" ({', '.join(task.class_names)})" if task.class_names else ""
-    return f"{entry.told.task_name} of {of}{names}"
+def _judged(difference: float, replicates: np.ndarray, freedom: float, *, units: int) -> tuple[float, float, float]:
+    """Return the wider of the percentile and Student's interval, and Student's p-value, from the bootstrap's spread.
+
+    With very few units nothing can be told: the exact test, too, needs six discordant examples for p < 0.05.
+    """
+    from scipy.stats import t
+
+    spread = float(replicates.std()) if len(replicates) > 1 else 0.0
+    if units < FEWEST or spread <= bootstrap.EPS:
+        clear = units >= FEWEST and abs(difference) > bootstrap.EPS
+        return difference, difference, 0.0 if clear else 1.0
+    low, high = bootstrap.percentile(replicates)
+    half = float(t.ppf(0.5 + bootstrap.LEVEL / 2, freedom)) * spread
+    return min(low, difference - half), max(high, difference + half), float(2 * t.sf(abs(difference) / spread, freedom))
 
 
-def _recipe(path: Path) -> dict[str, object]:
-    """Read what was asked of a run, without what it decided for itself and what no result depends on."""
-    lines = (path / "recipe.toml").read_text("utf-8").splitlines()
-    table = tomllib.loads("\n".join(line for line in lines if "  # decided: " not in line))
-    return {key: value for key, value in _flat(table).items() if key != "data.workers"}
+def _hits(name: str, sides: Sequence[Predictions], targets: np.ndarray) -> np.ndarray | None:
+    """Say what each model got right, (k, N), where the metric is a plain share of right examples."""
+    if name == "accuracy":
+        return np.stack([side.values.argmax(axis=1) == targets for side in sides])
+    if name == "subset_accuracy":
+        return np.stack([((side.values >= measures.THRESHOLD) == targets).all(axis=1) for side in sides])
+    return None
 
 
-def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _exact(low: float, high: float, only_a: int, only_b: int, n: int) -> tuple[float, float, float]:
+    """Take the wider of the bootstrap's interval and that of Agresti and Min (2005), which holds for few discordant."""
+    total = n + 2
+    centre = (only_a - only_b) / total
+    spread = np.sqrt(max(only_a + only_b + 1 - (only_a - only_b) ** 2 / total, 0.0)) / total
+    half = 1.959964 * float(spread)
+    return min(low, centre - half), max(high, centre + half), mcnemar(only_a, only_b)
 
 
-def _by_seed(entries: Sequence[_Entry]) -> list[list[int]]:
-    """Group runs that differ in nothing but the seed, unless that leaves nothing to compare."""
-    groups: dict[str, list[int]] = {}
-    for at, entry in enumerate(entries):
-        rest = sorted((key, repr(value)) for key, value in entry.recipe.items() if key != "seed")
-        groups.setdefault(repr(rest), []).append(at)
-    members: list[list[int]] = []
-    for rows in groups.values():
-        seeds = {entries[at].recipe.get("seed") for at in rows}
-        members += [rows] if len(seeds) == len(rows) else [[at] for at in rows]
-    return members if len(members) > 1 else [[at] for at in range(len(entries))]
-
-
-def _name(entries: Sequence[_Entry]) -> str:
-    if len(entries) == 1:
-        return entries[0].name
-    return f"{entries[0].name} and {len(entries) - 1} more seed{'s' if len(entries) > 2 else ''}"
-
-
-def _warnings(split: str, contenders: Sequence[Contender]) -> tuple[str, ...]:
-    if split != "test" or len(contenders) < 3:
-        return ()
-    told = f"{len(contenders)} models are compared on test: whoever keeps the best of them has chosen on test"
-    return (f"{told}, and its number flatters; choose with --split val",)
+def _verdict(low: float, high: float, p_value: float, *, higher_is_better: bool) -> Verdict:
+    if low <= 0 <= high or p_value >= SIGNIFICANT:
+        return "tie"
+    return "a" if (low > 0) == higher_is_better else "b"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from warmstart import choosing, compare, config, pace, tune
+from warmstart import choosing, comparing, config, pace, tune
 from warmstart.choosing import Chosen
 from warmstart.config import Choice
 from warmstart.errors import WarmstartError
@@ -300,7 +300,7 @@ class _Contest:
         values = [tune.point(self.data, one) for one in predictions]  # type: ignore[arg-type]
         sign = 1.0 if task.metrics()[0].higher_is_better else -1.0
         best = max(range(len(tried)), key=lambda at: (sign * values[at], -at))
-        found = compare.many(task, predictions, reference=best, seed=self.session.recipe.seed)  # type: ignore[arg-type]
+        found = comparing.many(task, predictions, reference=best, seed=self.session.recipe.seed)  # type: ignore[arg-type]
         for at, (one, _, num, (_, seconds)) in enumerate(tried):
             verdict = (
                 "best"

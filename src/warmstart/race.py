@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from warmstart.compare import Comparison
+from warmstart.comparing import Comparison
 from warmstart.errors import WarmstartError
 from warmstart.tasks import Predictions
 

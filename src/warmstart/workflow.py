@@ -22,7 +22,7 @@ from warmstart.tasks import Metric
 
 if TYPE_CHECKING:
     from warmstart.choosing import Chosen
-    from warmstart.comparing import RunsCompared
+    from warmstart.contenders import RunsCompared
     from warmstart.data import Dataset, Input
     from warmstart.data.audit_report import AuditReport
     from warmstart.planning import Plan
@@ -242,9 +242,9 @@ def compare(
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import comparing
+    from warmstart import contenders
 
-    return comparing.runs(run_folders, split=split, metric=metric, group_seeds=group_seeds)
+    return contenders.runs(run_folders, split=split, metric=metric, group_seeds=group_seeds)
 
 
 def predict(run_folder: str | Path, inputs: Sequence[Input | str]) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from warmstart import compare, comparing, config, evaluation, predicted
+from warmstart import comparing, config, contenders, evaluation, predicted
 from warmstart.errors import DataError, RecipeError, RunError
 from warmstart.rundir import RunDir
 from warmstart.tasks import Predictions, Task
@@ -35,9 +35,9 @@ def models(num: int, margins: list[float], seed: int = 0) -> list[Predictions]:
 
 def test_holm_agrees_with_p_adjust_of_r():
     # p.adjust(c(0.01, 0.02, 0.03, 0.005, 0.9), "holm") in R 4.3
-    assert compare.holm([0.01, 0.02, 0.03, 0.005, 0.9]) == pytest.approx([0.04, 0.06, 0.06, 0.025, 0.9])
-    assert compare.holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
-    assert compare.holm([]) == []
+    assert comparing.holm([0.01, 0.02, 0.03, 0.005, 0.9]) == pytest.approx([0.04, 0.06, 0.06, 0.025, 0.9])
+    assert comparing.holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
+    assert comparing.holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -47,19 +47,19 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
         if p_values[at] * (m - step) >= 0.05:
             break
         rejected.add(at)
-    assert {at for at, p in enumerate(compare.holm(p_values)) if p < 0.05} == rejected
+    assert {at for at, p in enumerate(comparing.holm(p_values)) if p < 0.05} == rejected
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "log_loss", "f1_macro"])
 def test_each_of_many_is_the_pair_and_the_verdict_goes_by_the_corrected_p(metric):
     sides = models(300, [1.5, 2.0, 1.2, 1.5])
-    found = compare.many(CLASSES, sides, reference=1, seed=3, metric=metric)
+    found = comparing.many(CLASSES, sides, reference=1, seed=3, metric=metric)
     assert len(found) == 4
     assert (found[1].difference, found[1].verdict, found[1].p_corrected) == (0.0, "tie", 1.0)
     for at in (0, 2, 3):
-        alone = compare.paired(CLASSES, sides[at], sides[1], seed=3, metric=metric)
+        alone = comparing.paired(CLASSES, sides[at], sides[1], seed=3, metric=metric)
         assert dataclasses.replace(found[at], p_corrected=None, verdict=alone.verdict) == alone
-    corrected = compare.holm([found[at].p_value for at in (0, 2, 3)])
+    corrected = comparing.holm([found[at].p_value for at in (0, 2, 3)])
     assert [found[at].p_corrected for at in (0, 2, 3)] == pytest.approx(corrected)
 
 
@@ -68,16 +68,16 @@ def test_what_one_comparison_shows_many_may_not():
     hits = a.values.argmax(axis=1) == a.targets
     rival = dataclasses.replace(a, values=a.values.copy())
     rival.values[np.flatnonzero(hits)[:6]] = np.eye(3)[(a.targets[np.flatnonzero(hits)[:6]] + 1) % 3]
-    assert compare.paired(CLASSES, a, rival, seed=0).verdict == "a"
-    assert compare.many(CLASSES, [a, rival], reference=0, seed=0)[1].verdict == "b"
+    assert comparing.paired(CLASSES, a, rival, seed=0).verdict == "a"
+    assert comparing.many(CLASSES, [a, rival], reference=0, seed=0)[1].verdict == "b"
     crowd = [a, rival, *[a] * 6]
-    assert compare.many(CLASSES, crowd, reference=0, seed=0)[1].verdict == "tie"
+    assert comparing.many(CLASSES, crowd, reference=0, seed=0)[1].verdict == "tie"
 
 
 def test_models_on_other_examples_are_refused_by_position():
     a, b, c = models(60, [1, 1, 1])
     with pytest.raises(DataError, match="model 0 has predictions for 60 examples and model 2 for 50, 50 of them the"):
-        compare.many(CLASSES, [a, b, c.take(np.arange(50))], reference=0, seed=0)
+        comparing.many(CLASSES, [a, b, c.take(np.arange(50))], reference=0, seed=0)
 
 
 # --- seeds
@@ -89,7 +89,7 @@ def test_the_mean_over_seeds_spreads_as_examples_and_seeds_do():
     errors = rng.normal(size=600) + rng.normal(size=(4, 1)) * 0.15 + rng.normal(size=(4, 600)) * 0.3
     task = Numbers("scalar", (), (0.0,), (1.0,))
     sides = [Predictions(e[:, None], e[:, None], np.arange(600), np.zeros(600)) for e in np.abs(errors) + 1]
-    mean = compare.measured(task, sides, seed=0, metric="mae", resamples=4000).means([[0, 1, 2, 3]], seed=0)
+    mean = comparing.measured(task, sides, seed=0, metric="mae", resamples=4000).means([[0, 1, 2, 3]], seed=0)
     shared = (np.abs(errors) + 1).mean(axis=0)
     between = (np.abs(errors) + 1).mean(axis=1).var(ddof=1) / 4
     assert mean.values[0] == pytest.approx(shared.mean())
@@ -101,13 +101,13 @@ def test_the_mean_over_seeds_spreads_as_examples_and_seeds_do():
 def test_seeds_that_differ_are_no_evidence_by_their_number_of_examples():
     """With two seeds each, models whose seeds overlap cannot be told apart, however many examples there are."""
     sides = [side for seed in (0,) for side in models(3000, [1.2, 2.0, 1.4, 2.2], seed)]
-    together = compare.measured(CLASSES, sides, seed=0).means([[0, 1], [2, 3]], seed=0)
-    assert compare.paired(CLASSES, sides[2], sides[0], seed=0).verdict == "a"
+    together = comparing.measured(CLASSES, sides, seed=0).means([[0, 1], [2, 3]], seed=0)
+    assert comparing.paired(CLASSES, sides[2], sides[0], seed=0).verdict == "a"
     found = together.pair(0, 1)
     assert found.verdict == "tie"
     seeds = stats.ttest_ind(together_values(sides, (0, 1)), together_values(sides, (2, 3)), equal_var=False)
     assert found.p_value == pytest.approx(seeds.pvalue, abs=0.1)
-    assert "more seeds would be needed" in comparing.verdict(together, 0, 1, found, names=("x", "y"))
+    assert "more seeds would be needed" in contenders.verdict(together, 0, 1, found, names=("x", "y"))
 
 
 def together_values(sides: list[Predictions], rows: tuple[int, ...]) -> list[float]:
@@ -146,8 +146,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path):
 def test_runs_are_aligned_by_content_whatever_their_order_and_ids(tmp_path: Path):
     a, b = models(300, [2.5, 1.5])
     shuffled = b.take(np.random.default_rng(1).permutation(300))
-    found = comparing.runs([run(tmp_path / "b", shuffled, "epochs=2", prefix="y"), run(tmp_path / "a", a, "epochs=3")])
-    alone = compare.paired(CLASSES, a, b, seed=0)
+    found = contenders.runs([run(tmp_path / "b", shuffled, "epochs=2", prefix="y"), run(tmp_path / "a", a, "epochs=3")])
+    alone = comparing.paired(CLASSES, a, b, seed=0)
     (pair,) = found.pairs
     assert dataclasses.replace(pair.found, p_corrected=None) == alone
     assert (found.split, found.metric, found.n) == ("test", "accuracy", 300)
@@ -174,13 +174,13 @@ def test_seeds_of_one_recipe_are_one_contender_unless_nothing_else_is_there(tmp_
     sides = models(300, [1.5, 1.6, 1.4, 3.0])
     seeds = [run(tmp_path / f"s{at}", sides[at], f"seed={at}") for at in range(3)]
     other = run(tmp_path / "other", sides[3], "epochs=7")
-    found = comparing.runs([*seeds, other])
+    found = contenders.runs([*seeds, other])
     assert [len(one.folders) for one in found.contenders] == [1, 3]
     assert found.contenders[1].run == f"{seeds[0]} and 2 more seeds"
     assert found.contenders[1].value == pytest.approx(np.mean(together_values(sides, (0, 1, 2))))
     assert len(found.pairs) == 1 and found.warnings == ()
-    assert len(comparing.runs([*seeds, other], group_seeds=False).pairs) == 6
-    assert len(comparing.runs(seeds).pairs) == 3
+    assert len(contenders.runs([*seeds, other], group_seeds=False).pairs) == 6
+    assert len(contenders.runs(seeds).pairs) == 3
 
 
 def test_many_models_on_test_are_a_choice_on_test(tmp_path: Path):
@@ -191,14 +191,14 @@ def test_many_models_on_test_are_a_choice_on_test(tmp_path: Path):
             hashes = np.arange(120 * 16, dtype=np.int64).astype(np.uint8).reshape(120, 16)
             ids = [f"v{at}" for at in range(120)]
             predicted.save(folder, "val", side, task=CLASSES, task_name="classification", ids=ids, hashes=hashes)
-    (warning,) = comparing.runs(runs).warnings
+    (warning,) = contenders.runs(runs).warnings
     assert warning == (
         "3 models are compared on test: whoever keeps the best of them has chosen on test, and its number flatters; "
         "choose with --split val"
     )
-    assert comparing.runs(runs, split="val").warnings == ()
-    assert comparing.runs(runs[:2]).warnings == ()
-    assert warning in comparing.runs(runs).words()
+    assert contenders.runs(runs, split="val").warnings == ()
+    assert contenders.runs(runs[:2]).warnings == ()
+    assert warning in contenders.runs(runs).words()
 
 
 def test_where_not_every_run_has_opened_test_val_is_compared(tmp_path: Path):
@@ -208,9 +208,9 @@ def test_where_not_every_run_has_opened_test_val_is_compared(tmp_path: Path):
     with RunDir.load(tmp_path / "a") as folder:
         hashes = np.zeros((60, 16), np.uint8)
         predicted.save(folder, "test", a, task=CLASSES, task_name="classification", ids=["x"] * 60, hashes=hashes)
-    assert comparing.runs([tmp_path / "a", tmp_path / "b"]).split == "val"
+    assert contenders.runs([tmp_path / "a", tmp_path / "b"]).split == "val"
     with pytest.raises(RunError) as refused:
-        comparing.runs([tmp_path / "a", tmp_path / "b"], split="test")
+        contenders.runs([tmp_path / "a", tmp_path / "b"], split="test")
     assert str(refused.value) == (
         f"{tmp_path / 'b'} has no predictions on test\n"
         f"  fix: warmstart evaluate {tmp_path / 'b'} --split test, which opens test and is recorded"
@@ -219,14 +219,14 @@ def test_where_not_every_run_has_opened_test_val_is_compared(tmp_path: Path):
 
 def test_what_it_would_take_to_tell(tmp_path: Path):
     a, b = models(200, [1.60, 1.45], seed=3)
-    found = comparing.runs([run(tmp_path / "a", a, "epochs=1"), run(tmp_path / "b", b, "epochs=2")])
+    found = contenders.runs([run(tmp_path / "a", a, "epochs=1"), run(tmp_path / "b", b, "epochs=2")])
     (pair,) = found.pairs
     assert pair.found.verdict == "tie" and pair.found.difference > 0
     more = int(pair.text.partition("about ")[2].partition(" ")[0].replace(",", ""))
     hits = [(side.values.argmax(axis=1) == side.targets).astype(float) for side in (a, b)]
     closed = ((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * np.std(hits[0] - hits[1]) / pair.found.difference) ** 2
     assert more == pytest.approx(closed - 200, rel=0.15)
-    same = comparing.runs([tmp_path / "a", run(tmp_path / "c", a, "epochs=3")])
+    same = contenders.runs([tmp_path / "a", run(tmp_path / "c", a, "epochs=3")])
     assert same.pairs[0].text.endswith("they differ by nothing that these examples show")
 
 
@@ -235,7 +235,7 @@ def test_other_examples_are_refused_with_what_is_shared(tmp_path: Path):
     first = run(tmp_path / "a", a.take(np.arange(200)))
     second = run(tmp_path / "b", b.take(np.arange(150, 300)))
     with pytest.raises(DataError) as refused:
-        comparing.runs([first, second])
+        contenders.runs([first, second])
     assert str(refused.value) == (
         f"{first} and {second} have different test examples: 200 and 150, 50 of them shared\n"
         "  fix: run both on data that says its split (folders train/ val/ test/, or --split-column)"
@@ -251,17 +251,17 @@ def test_other_tasks_metrics_targets_and_too_few_runs_are_refused(tmp_path: Path
     with pytest.raises(
         DataError, match=r"a is classification of classes .ant, bee, cat. and .*c is regression of a numb"
     ):
-        comparing.runs([first, third])
+        contenders.runs([first, third])
     with pytest.raises(DataError, match=r"a and .*d have different targets for 7 of 60 examples"):
-        comparing.runs([first, lied])
+        contenders.runs([first, lied])
     with pytest.raises(RecipeError, match=r"unknown metric 'accurac'\n  fix: did you mean 'accuracy'\?"):
-        comparing.runs([first, second], metric="accurac")
+        contenders.runs([first, second], metric="accurac")
     with pytest.raises(RecipeError, match="1 run was named, expected at least 2\n  fix: warmstart compare RUN RUN"):
-        comparing.runs([first])
+        contenders.runs([first])
     with pytest.raises(RecipeError, match=r"a is named twice, expected different runs"):
-        comparing.runs([first, tmp_path / "." / "a"])
+        contenders.runs([first, tmp_path / "." / "a"])
     with pytest.raises(RunError, match="no run at"):
-        comparing.runs([first, tmp_path / "nowhere"])
+        contenders.runs([first, tmp_path / "nowhere"])
 
 
 def test_a_changed_file_is_refused(tmp_path: Path):
@@ -272,7 +272,7 @@ def test_a_changed_file_is_refused(tmp_path: Path):
     whole[-1] ^= 1
     file.write_bytes(whole)
     with pytest.raises(RunError) as refused:
-        comparing.runs([first, second])
+        contenders.runs([first, second])
     assert str(refused.value) == (
         f"{file} is not what the run wrote (its hash differs)\n  fix: warmstart evaluate {first} --split test"
     )

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, ttest_rel
 
 from warmstart import tasks
-from warmstart.compare import Comparison, cheaper_wins_ties, mcnemar, paired
+from warmstart.comparing import Comparison, cheaper_wins_ties, mcnemar, paired
 from warmstart.errors import DataError, RecipeError
 from warmstart.evaluation import metrics
 from warmstart.tasks import Predictions

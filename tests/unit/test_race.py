@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from warmstart import compare, race
+from warmstart import comparing, race
 from warmstart.data import read
 from warmstart.errors import SourceError
 from warmstart.race import Entrant, Measured, Outcome, Rules
@@ -53,8 +53,8 @@ class Simulated:
         return Measured(found, float(right.mean()), new * cost, cost)
 
 
-def judge(found: Sequence[Predictions], leader: int) -> Sequence[compare.Comparison]:
-    return compare.many(TASK, found, reference=leader, seed=0)
+def judge(found: Sequence[Predictions], leader: int) -> Sequence[comparing.Comparison]:
+    return comparing.many(TASK, found, reference=leader, seed=0)
 
 
 def raced(field: Simulated, *, entrants: list[Entrant] | None = None, **rules: object) -> Outcome:
