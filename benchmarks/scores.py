@@ -3,7 +3,8 @@
 A task has few examples that the scores may look at, and many more that say what is true: the accuracy of a linear head,
 cross-validated over all examples, on those that no score has seen. Reported over tasks: weighted Kendall τ between
 score and truth (scipy.stats.weightedtau), and the top-1 regret, the accuracy that is lost by taking the score's first.
-A backbone that a score cannot judge (no classifier, no published accuracy) stands behind all that it can.
+A backbone that a score cannot judge (no classifier, no published accuracy) stands behind all that it can; so τ is also
+given over those backbones alone that the prior knows, where each score has the same to do as the prior.
 
 usage: python benchmarks/scores.py [--tasks a,b] [--backbones a,b] [--size 96] [--again]
 Finished pairs of task and backbone are kept below `.assets/benchmarks/scores`, so the same command goes on.
@@ -12,6 +13,7 @@ Finished pairs of task and backbone are kept below `.assets/benchmarks/scores`, 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import io
 import json
@@ -31,7 +33,6 @@ from warmstart.cache import Cache
 from warmstart.data import Dataset, read, transforms
 from warmstart.errors import WarmstartError
 from warmstart.extract import extract
-from warmstart.models import Card
 
 WORK = common.SCRATCH / "scores"
 FOLDS, SEED = 5, 0
@@ -54,9 +55,9 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "logistic by=log_loss": {"by": "log_loss"},
     "knn metric=euclidean": {"metric": "euclidean"},
     "h_score shrinkage=false": {"shrinkage": False},
-    "nleep covariance=full": {"covariance": "full"},
-    "transrate unit_rows=false": {"unit_rows": False},
-    "gbc covariance=diagonal": {"covariance": "diagonal"},
+    "nleep covariance=diag": {"covariance": "diag"},
+    "transrate unit_rows=true": {"unit_rows": True},
+    "gbc covariance=spherical": {"covariance": "spherical"},
 }
 """Options that change what a score says, beside its defaults."""
 Pictures = tuple[np.ndarray, np.ndarray]
@@ -220,7 +221,7 @@ def _measure(backbone_name: str, tasks: Sequence[str], size: int) -> None:
             source_probabilities=None if probabilities is None else probabilities[seen],
             card=card,
         )
-        told = {"accuracy": accuracy, "num_test": num_test, "card": card.to_json(), "values": _values(evidence)}
+        told = {"accuracy": accuracy, "num_test": num_test, "values": _values(evidence)}
         _file(name, backbone_name).write_text(json.dumps(told))
 
 
@@ -267,14 +268,20 @@ def _judged(name: str, found: Mapping[str, Mapping[str, dict[str, object]]]) -> 
 
     for task, rows in found.items():
         truth = {backbone: float(one["accuracy"]) for backbone, one in rows.items()}  # type: ignore[arg-type]
-        told = {backbone: _told(name, one) for backbone, one in rows.items()}
+        told = {backbone: _told(name, backbone, one) for backbone, one in rows.items()}
         values = {backbone: value for backbone, (value, _) in told.items() if value is not None}
         behind = min(values.values()) - 1.0
-        said = [values.get(backbone, behind) for backbone in truth]
+        known = [backbone for backbone in truth if _told("prior", backbone, rows[backbone])[0] is not None]
+        taus = {
+            "tau" if over is truth else "tau_known": float(
+                weightedtau([truth[one] for one in over], [values.get(one, behind) for one in over]).statistic
+            )
+            for over in (truth, known)
+        }
         pick = max(values, key=lambda backbone: values[backbone])
         facts: dict[str, object] = {
             "task": task,
-            "tau": float(weightedtau(list(truth.values()), said).statistic),
+            **taus,
             "regret": max(truth.values()) - truth[pick],
             "pick": pick,
             "covers": len(values),
@@ -283,17 +290,21 @@ def _judged(name: str, found: Mapping[str, Mapping[str, dict[str, object]]]) -> 
         yield common.Measured(sum(seconds for _, seconds in told.values()), facts=facts)
 
 
-def _told(name: str, one: Mapping[str, object]) -> tuple[float | None, float]:
-    if name != "prior":
-        kept = one["values"].get(name)  # type: ignore[attr-defined]
-        return (None, 0.0) if kept is None else (kept["value"], kept["seconds"])
-    card = Card.from_json(one["card"])  # type: ignore[arg-type]
-    begun = time.perf_counter()
+def _told(name: str, backbone: str, one: Mapping[str, object]) -> tuple[float | None, float]:
+    """Return value and seconds of a score, None where it cannot judge; the prior needs nothing that was measured."""
+    if name == "prior":
+        return _prior(backbone), 0.0
+    kept = one["values"].get(name)  # type: ignore[attr-defined]
+    return (None, 0.0) if kept is None else (kept["value"], kept["seconds"])
+
+
+@functools.cache
+def _prior(backbone: str) -> float | None:
+    card = sources.card(backbone)
     try:
-        value = scores.measure("prior", scores.Evidence(np.zeros(0), card=card))
+        return scores.measure("prior", scores.Evidence(np.zeros(0), card=card))
     except WarmstartError:
-        return None, 0.0
-    return value, time.perf_counter() - begun
+        return None
 
 
 def _num_test(rows: Mapping[str, Mapping[str, object]]) -> object:
@@ -304,19 +315,25 @@ def table(measured: Mapping[str, Sequence[common.Measured]]) -> Iterator[str]:
     """Draw the table in Markdown, the best mean τ first."""
     num_tasks = len(measured["prior"])
     over = f"weighted τ, mean of {num_tasks} tasks (range)"
-    yield f"| score | covers | {over} | regret, mean | worst | above the prior | s |"
+    yield f"| score | covers | {over} | τ where the prior knows | regret | worst | s |"
     yield "|---|---|---|---|---|---|---|"
-    taus = {name: [common.value(run, "tau") for run in runs] for name, runs in measured.items()}
-    for name in sorted(measured, key=lambda name: -statistics.mean(taus[name])):
-        runs, own = measured[name], taus[name]
-        regrets = [100 * common.value(run, "regret") for run in runs]
-        better = sum(tau > prior for tau, prior in zip(own, taus["prior"], strict=True))
+    means = {name: statistics.mean(_all(runs, "tau")) for name, runs in measured.items()}
+    for name in sorted(measured, key=lambda name: -means[name]):
+        runs = measured[name]
+        own, known, regrets = (_all(runs, what) for what in ("tau", "tau_known", "regret"))
+        prior = _all(measured["prior"], "tau_known")
+        above = sum(tau > other for tau, other in zip(known, prior, strict=True))
+        beside = "" if name == "prior" else f", above it in {above}"
         seconds = statistics.mean(run.seconds / common.value(run, "covers") for run in runs)
         yield (
-            f"| `{name}` | {runs[0].facts['covers']} | {statistics.mean(own):.2f} ({min(own):.2f} to {max(own):.2f}) "
-            f"| {statistics.mean(regrets):.1f} | {max(regrets):.1f} "
-            f"| {'–' if name == 'prior' else f'{better} of {num_tasks}'} | {seconds:.3f} |"
+            f"| `{name}` | {runs[0].facts['covers']} | {means[name]:.2f} ({min(own):.2f} to {max(own):.2f}) "
+            f"| {statistics.mean(known):.2f}{beside} | {100 * statistics.mean(regrets):.1f} | {100 * max(regrets):.1f} "
+            f"| {seconds:.3f} |"
         )
+
+
+def _all(runs: Sequence[common.Measured], what: str) -> list[float]:
+    return [common.value(run, what) for run in runs]
 
 
 if __name__ == "__main__":

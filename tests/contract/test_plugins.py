@@ -38,13 +38,13 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "probe": ({}, {"head": "gradient"}, {"head": "gradient", "batch_norm": "adapt"}),
     "classification": ({}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}),
     "regression": ({}, {"loss": "l1"}, {"loss": "huber"}),
-    "gbc": ({}, {"covariance": "diagonal", "dims": 8}),
+    "gbc": ({}, {"covariance": "spherical", "dims": 8}),
     "h_score": ({}, {"shrinkage": False}),
     "knn": ({}, {"k": 1}, {"metric": "euclidean"}),
     "logistic": ({}, {"by": "log_loss", "folds": 3}),
     "loo_ridge": ({}, {"by": "r2"}),
-    "nleep": ({}, {"covariance": "full"}),
-    "transrate": ({}, {"unit_rows": False}),
+    "nleep": ({}, {"covariance": "diag"}),
+    "transrate": ({}, {"unit_rows": True}),
 }
 """Options that change what a plug-in does, by its name."""
 

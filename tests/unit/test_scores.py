@@ -20,8 +20,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from warmstart import heads, plugins, runtime, scores
 from warmstart.check.scores import CARD, evidence
-from warmstart.errors import DataError, RecipeError, TrainingError
-from warmstart.models import InputSpec
+from warmstart.errors import DataError, RecipeError, SourceError, TrainingError
+from warmstart.models import Card, InputSpec
 from warmstart.models.build import as_backbone, network
 from warmstart.scores import Evidence, Kind, measure
 
@@ -236,12 +236,13 @@ def test_leep_of_a_source_that_is_always_sure_is_nce() -> None:
     assert measure("leep", sure) == pytest.approx(measure("nce", found))
 
 
-def test_nleep_is_leep_of_scikit_learns_mixture() -> None:
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_nleep_is_leep_of_scikit_learns_mixture(covariance: str) -> None:
     found = hazy(90)
     components = PCA(0.8, svd_solver="full").fit_transform(found.x) / np.sqrt(found.x.var(0).sum())
-    mixture = GaussianMixture(15, covariance_type="diag", random_state=5).fit(components)
+    mixture = GaussianMixture(15, covariance_type=covariance, random_state=5).fit(components)
     expected = leep_by_tables(mixture.predict_proba(components), found.targets)
-    assert measure("nleep", found, seed=5) == pytest.approx(expected, abs=1e-6)
+    assert measure(score("nleep", covariance=covariance), found, seed=5) == pytest.approx(expected, abs=1e-6)
 
 
 def test_nleep_has_no_more_gaussians_than_a_quarter_of_the_examples() -> None:
@@ -298,7 +299,7 @@ def test_gbc_with_spheres_is_the_closed_form() -> None:
                 middle, apart = (one + two) / 2, a.mean(0) - b.mean(0)
                 ratio = np.linalg.det(middle) / np.sqrt(np.linalg.det(one) * np.linalg.det(two))
                 total += np.exp(-apart @ np.linalg.solve(middle, apart) / 8 - np.log(ratio) / 2)
-    assert measure("gbc", found) == pytest.approx(-total)
+    assert measure(score("gbc", covariance="spherical"), found) == pytest.approx(-total)
 
 
 def test_gbc_lies_between_all_overlap_and_none() -> None:
@@ -308,6 +309,16 @@ def test_gbc_lies_between_all_overlap_and_none() -> None:
     far = Evidence(targets, features=rng.normal(size=(400, 5)) + 100.0 * targets[:, None])
     assert measure("gbc", same) == pytest.approx(-4 * 3)
     assert measure("gbc", far) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_prior_is_the_catalogues_and_unpublished_weights_have_none() -> None:
+    from warmstart import catalogue
+
+    card = replace(CARD, accuracy=75.0, num_params=25_000_000)
+    assert measure("prior", Evidence(np.zeros(0), card=card)) == catalogue.prior(card) == pytest.approx(75.0)
+    with pytest.raises(SourceError, match="mine/net has no published accuracy, so it has no static prior") as caught:
+        measure("prior", Evidence(np.zeros(0), card=Card("mine/net")))
+    assert caught.value.fix.startswith("leave `prior` out")
 
 
 # Invariances
@@ -337,7 +348,8 @@ def test_rotated_features_have_the_same_value(name: str) -> None:
 @pytest.mark.parametrize("factor", [0.01, 70.0])
 def test_the_unit_of_features_does_not_matter(name: str, factor: float) -> None:
     found = hazy(90)
-    assert measure(name, replace(found, features=factor * found.x)) == pytest.approx(measure(name, found), abs=1e-3)
+    one = score(name, unit_rows=True) if name == "transrate" else score(name)
+    assert measure(one, replace(found, features=factor * found.x)) == pytest.approx(measure(one, found), abs=1e-3)
 
 
 def test_h_score_without_shrinkage_is_the_same_after_any_linear_map() -> None:

@@ -2,8 +2,8 @@
 
 Li et al., 2021, Ranking Neural Checkpoints, arXiv 2011.11200: principal components that hold 80 % of the features'
 variance, a mixture of Gaussians on them with five Gaussians per class, and LEEP of the mixture's posteriors. Where we
-differ: Gaussians have diagonal covariances by default, since five full ones per class have more parameters than small
-data has numbers; never more Gaussians than a quarter of the examples.
+differ: never more Gaussians than a quarter of the examples, and components are scaled to total variance 1, so that the
+constant that keeps covariances regular means the same for every backbone.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Nleep:
     """Share of the variance that the principal components keep."""
     per_class: int = 5
     """Gaussians per class."""
-    covariance: Literal["diag", "full", "spherical"] = "diag"
-    """Shape of each Gaussian; `full` is what the paper has."""
+    covariance: Literal["full", "diag", "spherical"] = "full"
+    """Shape of each Gaussian; `diag` is faster where the features have many components."""
 
     needs: ClassVar[tuple[Need, ...]] = ("features",)
     kinds: ClassVar[tuple[Kind, ...]] = CLASSES

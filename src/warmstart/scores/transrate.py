@@ -2,8 +2,8 @@
 
 Huang et al., 2022, arXiv 2106.09362: R(Z, ε) - R(Z, ε | Y), where R(Z, ε) = ½ log det(I + ZᵀZ / (N ε)) for centred
 features Z, and R(Z, ε | Y) = Σ_c (N_c / N) R(Z_c, ε), Z_c the rows of class c. Where we differ: from the listing in the
-paper, which gives all classes the same weight and leaves rows as they are. Weights N_c / N and, by default, rows of
-length 1 are what the authors' experiments have; the rate depends on the scale of features, in which backbones differ.
+paper, which gives all classes the same weight; the weights N_c / N are what the authors' own repository has. That also
+scales rows to length 1, here an option, since it ranked backbones worse (docs/guide/scores.md).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TransRate:
 
     epsilon: float = 1e-4
     """Distortion that the code allows, as a variance: directions with less do not count."""
-    unit_rows: bool = True
-    """Scale each centred row to length 1. Without it the value depends on the scale of the features."""
+    unit_rows: bool = False
+    """Scale each centred row to length 1. Without it the value depends on the unit of the features."""
 
     needs: ClassVar[tuple[Need, ...]] = ("features",)
     kinds: ClassVar[tuple[Kind, ...]] = CLASSES
