@@ -367,6 +367,7 @@ def test_limits_that_leave_nothing_say_what_would_do() -> None:
 
 def test_parameters_that_nobody_counted_are_not_below_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "cards", lambda: (Card("timm/unknown", licence="mit"),))
+    assert names(catalogue.backbones()) == ["timm/unknown"] and catalogue.backbones(max_params=10**12) == []
     assert said(lambda: catalogue.candidates("timm/unknown", max_params=5)) == (
         "max_params=5, but the number of parameters of no candidate is known (timm/unknown)\n"
         "  fix: leave out --max-params"
