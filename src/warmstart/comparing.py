@@ -93,12 +93,14 @@ def many(
     seed: int,
     metric: str | None = None,
     resamples: int = 1000,
+    chosen: bool = False,
 ) -> list[Comparison]:
     """Compare every model with one of them, on resamples that all share, with verdicts that hold together.
 
-    Each comparison is what `paired` finds, and its verdict has to survive Holm's correction for all of them. The
-    reference may be the leader, chosen on these very examples: the truly best model is still called worse in at most
-    5 % of the cases, since that takes one of k - 1 rivals to beat it by chance.
+    Each comparison is what `paired` finds, and its verdict has to survive Holm's correction for all of them. Where the
+    reference is the leader, chosen on these very examples, the truly best model is still called worse in at most 5 %
+    of the cases, since that takes one of k - 1 rivals to beat it by chance; but that one of several equal models is
+    called worse happens in 10 %. `chosen` corrects for all k (k - 1) / 2 pairs, and brings that, too, under 5 %.
 
     Args:
         task: A bound task.
@@ -107,6 +109,7 @@ def many(
         seed: Of the resampling.
         metric: Name of the metric; the task's default without it.
         resamples: Bootstrap resamples.
+        chosen: The reference is the best of these examples, and every verdict counts, not only that on the best.
 
     Returns:
         One comparison per model, in their order: a is that model, b the reference, which ties with itself.
@@ -117,29 +120,39 @@ def many(
     """
     side_by_side = measured(task, predictions, seed=seed, metric=metric, resamples=resamples)
     rivals = [at for at in range(len(predictions)) if at != reference]
-    found = corrected([side_by_side.pair(at, reference) for at in rivals])
+    num_pairs = len(predictions) * len(rivals) // 2 if chosen else None
+    found = corrected([side_by_side.pair(at, reference) for at in rivals], num_pairs=num_pairs)
     own = side_by_side.pair(reference, reference)
     return [*found[:reference], replace(own, p_corrected=1.0), *found[reference:]]
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Let the verdicts of several comparisons go by Holm's p-values: false ones in at most 5 % of such families."""
-    p_values = holm([one.p_value for one in comparisons])
+def corrected(comparisons: Sequence[Comparison], *, num_pairs: int | None = None) -> list[Comparison]:
+    """Let the verdicts of several comparisons go by Holm's p-values: false ones in at most 5 % of such families.
+
+    Args:
+        comparisons: What is said.
+        num_pairs: What could have been said, where these were picked from more.
+    """
+    p_values = holm([one.p_value for one in comparisons], num=num_pairs)
     return [
         replace(one, p_corrected=p, verdict="tie" if p >= SIGNIFICANT else one.verdict)
         for one, p in zip(comparisons, p_values, strict=True)
     ]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], *, num: int | None = None) -> list[float]:
     """Correct p-values for their number: the smallest by m, the next by m - 1, and so on, never falling.
+
+    Args:
+        p_values: Of tests that are looked at together.
+        num: m, where these are the smallest of more; how many they are without it.
 
     Example:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
     """
     order = np.argsort(p_values, kind="stable")
-    factors = np.arange(len(p_values), 0, -1)
+    factors = (len(p_values) if num is None else num) - np.arange(len(p_values))
     raised = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=np.float64)[order] * factors), 1.0)
     back = np.empty(len(p_values))
     back[order] = raised
@@ -194,7 +207,8 @@ class SideBySide:
         """Return the means of several models each, such as the seeds of one recipe, on the same examples.
 
         Resamples are of two levels: the examples, shared by all, and within each mean S - 1 of its S models, whose
-        mean then spreads as it should, by s² / S.
+        mean spreads by s² / S. What examples do to one seed and not to another is in both, and is taken out of the
+        second (two-way analysis of variance).
 
         Args:
             members: Positions of the models behind each mean.
@@ -202,11 +216,10 @@ class SideBySide:
         """
         replicates, spread = [], []
         for number, rows in enumerate(members):
-            draws = max(len(rows) - 1, 1)
-            picked = runtime.rng(seed, "seeds", number).integers(0, len(rows), (draws, self.replicates.shape[1]))
-            drawn = np.take_along_axis(self.replicates[list(rows)], picked, axis=0)  # (S - 1, R)
-            replicates.append(drawn.mean(axis=0))
-            spread.append(float(self.values[list(rows)].var(ddof=1)) / len(rows) if len(rows) > 1 else 0.0)
+            own = self.replicates[list(rows)]  # (S, R)
+            moved, variance = _seed_noise(self.values[list(rows)], own, runtime.rng(seed, "seeds", number))
+            replicates.append(own.mean(axis=0) + moved)
+            spread.append(variance)
         return SideBySide(
             self.metric,
             np.array([self.values[list(rows)].mean() for rows in members]),
@@ -254,6 +267,22 @@ def measured(
     hits = None if sides[0].groups is not None else _hits(spec.name, sides, targets)
     replicates = np.concatenate(blocks, axis=1)
     return SideBySide(spec, values, replicates, hits, drawn, np.zeros(len(sides)), np.ones(len(sides), dtype=np.int64))
+
+
+def _seed_noise(values: np.ndarray, replicates: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Return what other seeds would have done to the mean, beyond what examples do to it, and the variance s² / S.
+
+    Shape:
+        values: float64 (S,). replicates: float64 (S, R). Returns float64 (R,).
+    """
+    num, resamples = replicates.shape
+    variance = float(values.var(ddof=1)) / num if num > 1 else 0.0
+    if variance <= bootstrap.EPS:
+        return np.zeros(resamples), 0.0
+    centred = replicates - replicates.mean(axis=1, keepdims=True)
+    own = float((centred - centred.mean(axis=0)).var(axis=1).sum()) / (num - 1) / num
+    picked = (values - values.mean())[draw.integers(0, num, (num - 1, resamples))].mean(axis=0)
+    return picked * np.sqrt(max(variance - own, 0.0) / variance), variance
 
 
 def _spec(task: Task, metric: str | None) -> MetricSpec:

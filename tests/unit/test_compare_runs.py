@@ -38,6 +38,7 @@ def test_holm_agrees_with_p_adjust_of_r():
     assert comparing.holm([0.01, 0.02, 0.03, 0.005, 0.9]) == pytest.approx([0.04, 0.06, 0.06, 0.025, 0.9])
     assert comparing.holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
     assert comparing.holm([]) == []
+    assert comparing.holm([0.01, 0.02], num=5) == comparing.holm([0.01, 0.02, 1, 1, 1])[:2]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -70,6 +71,7 @@ def test_what_one_comparison_shows_many_may_not():
     rival.values[np.flatnonzero(hits)[:6]] = np.eye(3)[(a.targets[np.flatnonzero(hits)[:6]] + 1) % 3]
     assert comparing.paired(CLASSES, a, rival, seed=0).verdict == "a"
     assert comparing.many(CLASSES, [a, rival], reference=0, seed=0)[1].verdict == "b"
+    assert comparing.many(CLASSES, [a, rival, a], reference=0, seed=0, chosen=True)[1].p_corrected == 3 * 0.03125
     crowd = [a, rival, *[a] * 6]
     assert comparing.many(CLASSES, crowd, reference=0, seed=0)[1].verdict == "tie"
 
@@ -84,18 +86,21 @@ def test_models_on_other_examples_are_refused_by_position():
 
 
 def test_the_mean_over_seeds_spreads_as_examples_and_seeds_do():
-    """Two-level bootstrap against the closed form: variance over examples of the mean model, plus s² / S over seeds."""
+    """Two-level bootstrap against the two-way analysis of variance with examples and seeds at random."""
     rng = np.random.default_rng(0)
     errors = rng.normal(size=600) + rng.normal(size=(4, 1)) * 0.15 + rng.normal(size=(4, 600)) * 0.3
     task = Numbers("scalar", (), (0.0,), (1.0,))
     sides = [Predictions(e[:, None], e[:, None], np.arange(600), np.zeros(600)) for e in np.abs(errors) + 1]
     mean = comparing.measured(task, sides, seed=0, metric="mae", resamples=4000).means([[0, 1, 2, 3]], seed=0)
     shared = (np.abs(errors) + 1).mean(axis=0)
-    between = (np.abs(errors) + 1).mean(axis=1).var(ddof=1) / 4
+    found = np.abs(errors) + 1
+    between = found.mean(axis=1).var(ddof=1) / 4
+    residual = found - shared - found.mean(axis=1, keepdims=True) + found.mean()
+    own = (residual**2).sum() / (3 * 599) / 600 / 4  # the interaction's mean square, over examples and seeds
+    assert own > 0.1 * between
     assert mean.values[0] == pytest.approx(shared.mean())
     assert mean.spread[0] == pytest.approx(between)
-    # drawn seeds are means over the same examples, so the noise of examples counts in full
-    assert mean.replicates[0].var() == pytest.approx(shared.var(ddof=1) / 600 + between, rel=0.12)
+    assert mean.replicates[0].var() == pytest.approx(shared.var(ddof=1) / 600 + between - own, rel=0.08)
 
 
 def test_seeds_that_differ_are_no_evidence_by_their_number_of_examples():
