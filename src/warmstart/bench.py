@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from warmstart import sources, tasks
 from warmstart.data import Batch, loading, transforms
-from warmstart.errors import CacheError
+from warmstart.errors import CacheError, SourceError
 from warmstart.extract import Extracted, extract
 from warmstart.models import Backbone, Card
 from warmstart.models.lazy import LazyBackbone
@@ -103,12 +104,28 @@ def load(session: Session, data: Prepared, backbone_name: str, image_size: int) 
     Raises:
         SourceError: The weights are not here.
     """
+
     def move(backbone: Backbone) -> None:
         cast("nn.Module", backbone).to(session.device)
 
     with session.stage("load"):
         lazy = sources.defer(backbone_name, move)
     return Bench(session, data, lazy, Framing(image_size, session.recipe.data.resize, session.recipe.data.fit))
+
+
+@contextmanager
+def taken(backbone_name: str, image_size: int) -> Iterator[None]:
+    """Turn what a network says of an input that it cannot take, or of missing memory, into an error that names both.
+
+    Raises:
+        SourceError: The network refused.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, MemoryError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        fix = "another data.image_size, or other --candidates"
+        raise SourceError(f"{backbone_name} cannot be used at {image_size} px: {said}", fix) from error
 
 
 @dataclass(frozen=True)

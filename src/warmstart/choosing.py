@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = "package/efficientnet_lite0"
 STEP = 32
-"""Input sizes are multiples of this, which every family's strides divide."""
+"""Input sizes are multiples of this, which most strides divide; of the patch where that does not."""
 FIRST_RUNG, PER_CLASS = 96, 8
 """Examples of the first rung: that many, or that many per class."""
 MOST = 2000
@@ -221,7 +222,8 @@ class Course:
         rows = self.order[:n]
         folds = [(np.sort(rows[self.fold[:n] != k]), np.sort(rows[self.fold[:n] == k])) for k in range(NUM_FOLDS)]
         folds = [(fit, held_out) for fit, held_out in folds if len(held_out)]
-        head = tune.solve_head(place, folds)
+        with bench.taken(card.name, size):
+            head = tune.solve_head(place, folds)
         found = head.val(place, folds)
         return Measured(found, tune.point(self.data, found), self.session.seconds() - clock, _rate(head, card, size))
 
@@ -322,11 +324,15 @@ def sizes(card: Card) -> tuple[int, ...]:
     Example:
         >>> sizes(Card("timm/resnet50"))
         (128, 160, 192, 224)
+        >>> sizes(Card("timm/vit_small_patch14_dinov2.lvd142m"))
+        (126, 154, 196, 224)
     """
     own = card.spec.image_size
     if card.spec.fixed_size:
         return (own,)
-    scaled = {max(STEP, round(own * part / 7 / STEP) * STEP) for part in (4, 5, 6)}
+    patch = re.search(r"patch(\d+)", card.arch or card.name)
+    step = int(patch[1]) if patch and STEP % int(patch[1]) else STEP
+    scaled = {max(step, round(own * part / 7 / step) * step) for part in (4, 5, 6)}
     return tuple(sorted({size for size in scaled if size < own} | {own}))
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from warmstart import catalogue, forecast, plugins, resources, sources
+from warmstart import bench, catalogue, forecast, plugins, resources, sources
 from warmstart.config import Choice
 from warmstart.errors import RecipeError, SourceError, WarmstartError
 from warmstart.forecast import Cost, Load, Profile
@@ -198,20 +198,12 @@ def strategies(session: Session, num_groups: int) -> list[Choice]:
 
 def _profile(session: Session, data: Prepared, card: Card, seconds: float) -> Profile | WarmstartError:
     """Measure one backbone; what cannot be loaded, or takes no such pictures, is a row and no crash."""
+    size = sizes(session, card)[0]
     try:
-        return forecast.profile(session, data, card.name, sizes(session, card)[0], seconds=seconds)
+        with bench.taken(card.name, size):
+            return forecast.profile(session, data, card.name, size, seconds=seconds)
     except WarmstartError as error:
         return error
-    except (
-        RuntimeError,
-        AssertionError,
-        ValueError,
-        MemoryError,
-    ) as error:  # what networks say of sizes they cannot take
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        return SourceError(
-            f"{card.name} cannot be measured: {problem}", "another data.image_size, or other --candidates"
-        )
 
 
 def _rows(
