@@ -19,6 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh.md"}
 BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 Facts = Mapping[str, Any]
+ELSEWHERE = ("scores",)
+"""Results whose table stands in the guide and not in the READMEs."""
 
 OURS = ("command", "then_warm", "full_ours", "last_k_cached")
 TIMES = ("seconds", "seconds/inner_seconds", "step_seconds", "epoch_seconds")
@@ -136,8 +138,9 @@ def pages() -> dict[Path, str]:
 
 
 def results() -> dict[str, Facts]:
-    """Read every result, by name; notes of people (`*_judged.json`) are no results."""
+    """Read every result that belongs here, by name; notes of people (`*_judged.json`) are no results."""
     files = [path for path in sorted(RESULTS.glob("*.json")) if not path.stem.endswith("_judged")]
+    files = [path for path in files if path.stem not in ELSEWHERE]
     return {path.stem: json.loads(path.read_text("utf-8")) for path in files}
 
 

@@ -162,7 +162,7 @@ def test_the_chinese_twin_has_the_same_structure_and_the_same_commands() -> None
 
 def test_the_guide_names_every_plug_in_check_and_key() -> None:
     text = "\n".join(path.read_text("utf-8") for path in GUIDE)
-    for kind in ("strategy", "reader", "source", "task"):
+    for kind in ("strategy", "reader", "source", "task", "score"):
         missing = [name for name in plugins.names(kind) if f"`{name}`" not in text]
         assert not missing, f"the guide does not name the {kind} plug-ins {missing}"
     source = (ROOT / "src/warmstart/data/audit_report.py").read_text("utf-8")
