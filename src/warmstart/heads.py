@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from warmstart import runtime
+from warmstart.errors import TrainingError
 
 if TYPE_CHECKING:
     from warmstart.models.model import LinearHead
@@ -108,15 +109,30 @@ def solve(
         output_weights: Weights of classes in the loss; for `sigmoid`, of each label's positive examples. No effect on
             `identity`.
 
+    Raises:
+        TrainingError: Features or targets that are NaN or infinite.
+
     Shape:
         features: float32 (N, D). targets: float32 (N, C). output_weights: float (C,).
     """
+    _refuse_infinite("features", features, "another backbone or data.image_size, or warmstart cache clear")
+    _refuse_infinite("targets", targets, "finite targets, and class weights above 0")
     targets, weights = _weighted(link, targets, output_weights)
     count = 1 if features.size < SMALL else runtime.num_cpus()
     with runtime.threads(count):
         if link == "identity":
             return _solve_ridge(features, targets, train, folds)
         return _solve_path(link, features, targets, weights, train, folds)
+
+
+def _refuse_infinite(what: str, values: np.ndarray, fix: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise TrainingError(
+            f"{len(bad)} of {len(values)} examples have {what} that are NaN or infinite (first: row {bad[0]}), "
+            "and a head needs finite numbers",
+            fix,
+        )
 
 
 def _weighted(link: Link, targets: np.ndarray, output_weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -252,11 +268,16 @@ def lbfgs(
         tolerance: Stop when a step gains less than this part of the value.
         memory: Pairs of steps and gradient changes that are remembered.
 
+    Raises:
+        TrainingError: The function is not finite where it begins.
+
     Shape:
         start: float64 (P,) → float64 (P,).
     """
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=memory)
     value, gradient = objective(start)
+    if not np.isfinite(value):
+        raise TrainingError(f"the loss of the head is {value} before the first step", "report it, with the data's kind")
     for _ in range(max_steps):
         direction = _two_loops(gradient, pairs)
         slope = float(direction @ gradient)
@@ -267,7 +288,7 @@ def lbfgs(
             if new_value <= value + 1e-4 * size * slope or size < 1e-8:
                 break
             size *= 0.5
-        if new_value > value:
+        if not new_value <= value:  # NaN too
             return start
         step, change = moved - start, new_gradient - gradient
         gain, start, value, gradient = value - new_value, moved, new_value, new_gradient

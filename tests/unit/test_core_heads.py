@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from warmstart import heads
+from warmstart import heads, runtime
+from warmstart.errors import TrainingError
 from warmstart.heads import Solved, solve
 from warmstart.tasks.classification import Classes
 
@@ -324,3 +325,27 @@ def test_lbfgs_never_goes_up_nor_into_what_is_not_a_number() -> None:
         return float(x[0] - np.log(x[0])), 1 - 1 / x
 
     assert heads.lbfgs(steep, np.array([50.0]))[0] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid", "identity"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_features_that_are_no_numbers_are_refused(link: heads.Link, bad: float) -> None:
+    features = runtime.rng(0).normal(size=(20, 4)).astype(np.float32)
+    features[7, 2] = features[11, 0] = bad
+    targets = np.eye(2, dtype=np.float32)[np.arange(20) % 2]
+    rows = np.arange(20)
+    with pytest.raises(TrainingError) as caught:
+        heads.solve(link, features, targets, train=rows, folds=[(rows, rows)])
+    assert str(caught.value) == (
+        "2 of 20 examples have features that are NaN or infinite (first: row 7), and a head needs finite numbers\n"
+        "  fix: another backbone or data.image_size, or warmstart cache clear"
+    )
+    with pytest.raises(TrainingError, match="examples have targets that are NaN"):
+        heads.solve(link, np.ones((20, 4), np.float32), np.full((20, 2), bad, np.float32), train=rows, folds=[(rows, rows)])
+
+
+def test_a_loss_that_is_no_number_is_not_called_a_minimum() -> None:
+    with pytest.raises(TrainingError, match="the loss of the head is nan before the first step"):
+        heads.lbfgs(lambda at: (float("nan"), at), np.ones(3))
+    leaves = heads.lbfgs(lambda at: (float(at @ at) if at[0] > 0.9 else float("nan"), 2 * at), np.ones(3))
+    assert np.isfinite(leaves).all()
