@@ -293,13 +293,6 @@ def _spec(task: Task, metric: str | None) -> MetricSpec:
     return specs[name]
 
 
-def cheaper_wins_ties(comparison: Comparison, *, cost_a: float, cost_b: float) -> Literal["a", "b"]:
-    """Name the winner; in a tie the one that costs less, and `a` when the costs are equal too."""
-    if comparison.verdict != "tie":
-        return comparison.verdict
-    return "a" if cost_a <= cost_b else "b"
-
-
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 

@@ -99,7 +99,6 @@ class FitResult:
     """`asked` is unfinished: the same call goes on."""
     skipped_batches: int
     lr: float
-    lr_reason: str
     micro_batch: int | None = None
     """Examples per forward pass; fewer than configured when memory ran out, None for whole batches."""
 
@@ -192,7 +191,6 @@ class _Gear:
     journal: Journal
     watch: Watch
     lr: float
-    lr_reason: str
     loss_sum: Tensor
     before: dict[str, str]
     state: State
@@ -385,7 +383,6 @@ def _result(job: _Job, gear: _Gear) -> FitResult:
         stopped_because=state.finished or "asked",
         skipped_batches=state.skipped,
         lr=gear.lr,
-        lr_reason=gear.lr_reason,
         micro_batch=state.micro_batch or job.config.micro_batch,
     )
 
@@ -415,6 +412,8 @@ def _check(job: _Job) -> None:
             f"epochs={job.config.epochs} of {job.steps_per_epoch} batches is no training, expected at least 1 of 1",
             "epochs=1, or more training examples",
         )
+    if job.config.optim.lr is None:
+        raise TrainingError("optim.lr is open, and the loop does not decide it", "optim.lr=3e-4, or a strategy's `lrs`")
     if not any(group.parameters for group in job.groups):
         raise TrainingError("no parameter is in a group that learns", "another strategy, such as --strategy full")
 
@@ -424,7 +423,8 @@ def _gear(job: _Job, root: Path, name: str) -> _Gear:
     config = job.config
     accelerator = looptools.accelerator(job.module, config.precision)
     device = accelerator.device
-    lr, lr_reason = _learning_rate(job)
+    assert config.optim.lr is not None
+    lr = config.optim.lr
     learned = Learned.of(job.module, job.groups)
     optimizer = optim.build(job.groups, config.optim, lr=lr)
     guards.check_optimized(job.head, job.groups, optimizer)
@@ -439,7 +439,6 @@ def _gear(job: _Job, root: Path, name: str) -> _Gear:
         journal=Journal(root / "metrics.jsonl", name),
         watch=Watch(config.on_nan, list(learned.buffers.values()), accelerator),
         lr=lr,
-        lr_reason=lr_reason,
         loss_sum=torch.zeros((), device=device, dtype=torch.float32 if device.type == "mps" else torch.float64),
         before=guards.digests({**learned.tensors(), **(learned.frozen if config.check_frozen else {})}),
         state=State(),
@@ -459,14 +458,6 @@ def _take_up(gear: _Gear) -> None:
             gear.accelerator.scaler.load_state_dict(state.scaler)
         gear.state, gear.before, gear.watch.skipped = state, before, state.skipped
     gear.journal.drop_after(gear.state.step)
-
-
-def _learning_rate(job: _Job) -> tuple[float, str]:
-    if job.config.optim.lr is not None:
-        return job.config.optim.lr, "given"
-    heads = set() if job.head is None else {id(parameter) for parameter in job.head.parameters()}
-    moves = any(id(parameter) not in heads for group in job.groups for parameter in group.parameters)
-    return optim.default_lr(job.config.optim.name, pretrained_moves=moves)
 
 
 def _lr(job: _Job, gear: _Gear, *, step: int | None = None) -> float:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from warmstart import checkpoint
 from warmstart.errors import TrainingError, listed
 
 if TYPE_CHECKING:
@@ -86,34 +83,6 @@ def check_saved(names: Collection[str], saved: Collection[str]) -> None:
     absent = [name for name in names if name not in saved]
     if absent:
         raise TrainingError(f"the checkpoint lacks {len(absent)} tensors that learned ({listed(absent)})", _REPORT)
-
-
-def verify_saved(
-    module: nn.Module, path: Path, validate: Callable[[], float], *, expected: float, tolerance: float = 1e-6
-) -> float:
-    """Load saved weights into a module, measure again, and refuse a number that differs from the reported one.
-
-    Args:
-        module: Receives the weights.
-        path: A .safetensors file with some or all of the module's tensors.
-        validate: Computes the metric.
-        expected: What was reported.
-        tolerance: Largest difference, in units of the metric.
-
-    Returns:
-        The metric as recomputed.
-
-    Raises:
-        CheckpointError: The file cannot be loaded, or has a tensor that the module has no place for.
-        TrainingError: The recomputed metric is another one.
-    """
-    tensors = checkpoint.load_tensors(path)
-    places = {name: tensor for name, tensor in checkpoint.tensors_of(module).items() if name in tensors}
-    checkpoint.load_into(places, tensors).require_complete(str(path))
-    found = validate()
-    if not (abs(found - expected) <= tolerance or (math.isnan(found) and math.isnan(expected))):
-        raise TrainingError(f"the weights in {path} score {found:.6g}, {expected:.6g} was reported", _REPORT)
-    return found
 
 
 def _digest(tensor: Tensor) -> str:

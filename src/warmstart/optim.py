@@ -19,32 +19,12 @@ __all__ = [
     "Plateau",
     "ScheduleConfig",
     "build",
-    "default_lr",
     "default_weight_decay",
     "factor",
     "parameter_groups",
     "set_lr",
     "warmup_steps",
 ]
-
-LEARNING_RATES = {"sgd": (1e-1, 1e-2), "adam": (1e-3, 1e-4), "adamw": (1e-3, 1e-4)}
-"""`optim.lr` when not given: for a head alone, and when pretrained weights move too."""
-
-
-def default_lr(name: Literal["adamw", "adam", "sgd"], *, pretrained_moves: bool) -> tuple[float, str]:
-    """Decide `optim.lr`: a head alone takes the optimizer's usual rate, pretrained weights a tenth of it.
-
-    Returns:
-        The learning rate and the reason, for the recipe's record.
-
-    Example:
-        >>> default_lr("adamw", pretrained_moves=True)
-        (0.0001, 'adamw, pretrained weights move: a tenth of the rate of a new head')
-    """
-    alone, moving = LEARNING_RATES[name]
-    if pretrained_moves:
-        return moving, f"{name}, pretrained weights move: a tenth of the rate of a new head"
-    return alone, f"{name}, only the head learns"
 
 
 def default_weight_decay(name: Literal["adamw", "adam", "sgd"]) -> float:
@@ -78,7 +58,7 @@ def build(groups: Sequence[Group], config: OptimConfig, *, lr: float) -> torch.o
     Args:
         groups: What learns.
         config: Name, momentum and weight decay.
-        lr: The learning rate; `default_lr` decides it when the recipe does not.
+        lr: The learning rate.
     """
     import torch
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, ttest_rel
 
 from warmstart import tasks
-from warmstart.comparing import Comparison, cheaper_wins_ties, mcnemar, paired
+from warmstart.comparing import Comparison, mcnemar, paired
 from warmstart.errors import DataError, RecipeError
 from warmstart.evaluation import metrics
 from warmstart.tasks import Predictions
@@ -138,14 +138,6 @@ def test_order_does_not_matter_and_folds_join():
     assert paired(CLASSES, a, shuffled, seed=0) == paired(CLASSES, a, b, seed=0)
     folds = [a.take(np.arange(300) % 5 == fold) for fold in (3, 0, 4, 1, 2)]
     assert paired(CLASSES, tasks.concatenate(folds), b, seed=0) == paired(CLASSES, a, b, seed=0)
-
-
-def test_ties_go_to_the_cheaper():
-    tie = paired(PAIR, *discordant(100, 1, 1), seed=0)
-    assert tie.verdict == "tie"
-    assert cheaper_wins_ties(tie, cost_a=10, cost_b=1) == "b"
-    assert cheaper_wins_ties(tie, cost_a=1, cost_b=1) == "a"
-    assert cheaper_wins_ties(paired(PAIR, *discordant(100, 20, 0), seed=0), cost_a=10, cost_b=1) == "a"
 
 
 def test_the_words_say_who_by_how_much_and_how_sure():

@@ -458,10 +458,12 @@ def test_batches_that_fall_short_are_noticed(tmp_path: Path) -> None:
         )
 
 
-def test_the_learning_rate_is_decided_and_the_reason_told(tmp_path: Path) -> None:
-    result, _ = tinyfit.run(tmp_path, Setup(replace(CONFIG, optim=OptimConfig("adamw"))))
-    assert (result.lr, result.lr_reason) == optim.default_lr("adamw", pretrained_moves=True)
-    assert tinyfit.run(tmp_path / "given")[0].lr_reason == "given"
+def test_an_open_learning_rate_is_refused_since_strategies_know_the_usual_ones(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        tinyfit.run(tmp_path, Setup(replace(CONFIG, optim=OptimConfig("adamw"))))
+    assert str(caught.value) == (
+        "optim.lr is open, and the loop does not decide it\n  fix: optim.lr=3e-4, or a strategy's `lrs`"
+    )
 
 
 def test_micro_batches_cover_a_batch_once() -> None:

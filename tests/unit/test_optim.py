@@ -75,9 +75,3 @@ def test_groups_split_into_weights_and_vectors_and_scale_their_rate() -> None:
     assert found == [("a.weights", 0.05, 0.2, 1), ("a.vectors", 0.0, 0.2, 1), ("b.vectors", 0.0, 2.0, 2)]
     both = optim.parameter_groups(groups, OptimConfig("sgd", decay_all=True))
     assert [(e["weight_decay"], len(e["params"])) for e in both] == [(1e-4, 2), (1e-4, 2)]
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_pretrained_weights_move_at_a_tenth_of_the_rate_of_a_head(name: str) -> None:
-    alone, moving = (optim.default_lr(name, pretrained_moves=moves)[0] for moves in (False, True))
-    assert moving == pytest.approx(alone / 10)
