@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from warmstart.planning import Plan
     from warmstart.trained import TrainedModel
 
-DEFAULT_BUDGET = 600.0
+DEFAULT_BUDGET, CHOOSE_BUDGET = 600.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def choose(data: str | Path | Dataset, *, progress: Progress | None = None, **gi
     Args:
         data: See `run`.
         progress: Who wants to see the stages.
-        given: See `options.Options`; `candidates`, `max_params` and `licence` say who takes part.
+        given: See `options.Options`; `candidates`, `max_params` and `licence` say who takes part, and `budget` is five
+            minutes when not given.
 
     Raises:
         WarmstartError: With what to do about it.
@@ -135,6 +136,7 @@ def choose(data: str | Path | Dataset, *, progress: Progress | None = None, **gi
     from warmstart import choosing, prepare
 
     with scratch("choose", data, given, progress) as session:
+        session.decide("budget", lambda: (CHOOSE_BUDGET, "five minutes unless told otherwise"))
         ready = prepare.prepare(session, None if isinstance(data, (str, Path)) else data)
         return choosing.choose(session, ready, share=1.0)
 
