@@ -90,6 +90,7 @@ class Session:
 
     @has_answer.setter
     def has_answer(self, value: bool) -> None:
+        """Say so, for every session of this command."""
         self.stop.has_answer = value
 
     @property

@@ -88,16 +88,15 @@ def test_models_on_other_examples_are_refused_by_position():
 def test_the_mean_over_seeds_spreads_as_examples_and_seeds_do():
     """Two-level bootstrap against the two-way analysis of variance with examples and seeds at random."""
     rng = np.random.default_rng(0)
-    errors = rng.normal(size=600) + rng.normal(size=(4, 1)) * 0.15 + rng.normal(size=(4, 600)) * 0.3
+    found = 9 + 0.5 * rng.normal(size=600) + 0.05 * rng.normal(size=(4, 1)) + rng.normal(size=(4, 600))
     task = Numbers("scalar", (), (0.0,), (1.0,))
-    sides = [Predictions(e[:, None], e[:, None], np.arange(600), np.zeros(600)) for e in np.abs(errors) + 1]
+    sides = [Predictions(e[:, None], e[:, None], np.arange(600), np.zeros(600)) for e in found]
     mean = comparing.measured(task, sides, seed=0, metric="mae", resamples=4000).means([[0, 1, 2, 3]], seed=0)
-    shared = (np.abs(errors) + 1).mean(axis=0)
-    found = np.abs(errors) + 1
+    shared = found.mean(axis=0)
     between = found.mean(axis=1).var(ddof=1) / 4
     residual = found - shared - found.mean(axis=1, keepdims=True) + found.mean()
     own = (residual**2).sum() / (3 * 599) / 600 / 4  # the interaction's mean square, over examples and seeds
-    assert own > 0.1 * between
+    assert own > 0.3 * between > 0, "the two are worth telling apart"
     assert mean.values[0] == pytest.approx(shared.mean())
     assert mean.spread[0] == pytest.approx(between)
     assert mean.replicates[0].var() == pytest.approx(shared.var(ddof=1) / 600 + between - own, rel=0.08)
