@@ -37,6 +37,8 @@ class Measured:
     """Largest resident size of the process, or of a child it waited for; as the system counts it."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the process itself reported as JSON on its last line, such as `inner_seconds` and `accuracy`."""
+    cpu_seconds: float = 0.0
+    """Processor time of the process and of the children it waited for: what is left when the machine is shared."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def ratio(measured: Mapping[str, Sequence[Measured]], slow: str, fast: str, *, w
 
 def value(run: Measured, what: str) -> float:
     """Return one number of a run: a field, else a fact."""
-    found = getattr(run, what) if what in {"seconds", "peak_bytes"} else run.facts[what]
+    found = getattr(run, what) if what in {"seconds", "peak_bytes", "cpu_seconds"} else run.facts[what]
     assert isinstance(found, int | float), f"{what} is {found!r}, not a number"
     return float(found)
 
@@ -125,7 +127,8 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) 
         if process.returncode:
             said = f"{out.read()[-2000:]}\n{err.read()[-4000:]}"
             raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}:\n{said}")
-        return Measured(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), _last_json(out.read()))
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Measured(seconds, peak, _last_json(out.read()), usage.ru_utime + usage.ru_stime)
 
 
 def _last_json(text: str) -> dict[str, object]:

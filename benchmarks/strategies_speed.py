@@ -5,6 +5,7 @@ last_k  an epoch of tuning the last stage over the cached prefix and over pixels
         between their losses
 
 usage: python benchmarks/strategies_speed.py full|last_k [--backbone resnet18|lite0|resnet50] [--n 7] [--steps 30]
+       [--size 96] [--train 512] [--epochs 3] [--k 1]
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def main() -> None:
     if options.what == "last_k":
         parameters["largest_loss_difference"] = _loss_difference(measured)
         print(f"largest difference of losses: {parameters['largest_loss_difference']:.2e}")
-    name = f"strategies_speed-{options.what}-{options.backbone}"
+    usual = options.size == 96
+    name = f"strategies_speed-{options.what}-{options.backbone}{'' if usual else f'-{options.size}'}"
     path = common.write(
         name, measured, ratios, parameters=parameters, seeds=[*range(options.n)], folder=options.results
     )

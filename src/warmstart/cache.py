@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmstart import runtime, shards
-from warmstart.errors import CacheError
+from warmstart.errors import CacheError, RecipeError
 from warmstart.spaces import Space, size_text
 
 DEFAULT_LIMIT_BYTES = 20 * 2**30
@@ -64,7 +64,7 @@ class Cache:
         limit_bytes: How much it may hold; `WARMSTART_CACHE_LIMIT`, else 20 GiB.
 
     Raises:
-        CacheError: The limit in the environment is no size.
+        RecipeError: The limit in the environment is no size.
     """
 
     def __init__(self, root: Path | None = None, limit_bytes: int | None = None) -> None:
@@ -170,7 +170,7 @@ def parse_size(text: str, *, name: str) -> int:
         name: The option or variable, as the user knows it.
 
     Raises:
-        CacheError: It is no size.
+        RecipeError: It is no size.
 
     Example:
         >>> parse_size("2 GiB", name="--cache-limit")
@@ -184,7 +184,7 @@ def parse_size(text: str, *, name: str) -> int:
     except (ValueError, KeyError, OverflowError):
         size = -1
     if size < 0:
-        raise CacheError(f"{name}={text!r} is no size", f"{name}=20GiB")
+        raise RecipeError(f"{name}={text!r} is no size", f"{name}=20GiB")
     return size
 
 

@@ -189,8 +189,8 @@ CASES = {
         "s.save_file(torch.load('w/model.safetensors', weights_only=True), 'w/model.safetensors')\""),
     ),
     "no size": (
-        good, ("good", *SMALL, "--cache-limit", "lots"), 1,
-        "CacheError: --cache-limit='lots' is no size", "--cache-limit=20GiB",
+        good, ("good", *SMALL, "--cache-limit", "lots"), 2,
+        "RecipeError: --cache-limit='lots' is no size", "--cache-limit=20GiB",
     ),
 }  # fmt: skip
 

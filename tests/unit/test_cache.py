@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from warmstart import durable, shards, spaces
 from warmstart.cache import Cache, parse_size
-from warmstart.errors import CacheError, RunError
+from warmstart.errors import CacheError, RecipeError, RunError
 from warmstart.spaces import Space
 
 
@@ -454,7 +454,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "-5", "5 XB", "nan", "1e999", "5 Gb b"])
 def test_no_size(text: str) -> None:
-    with pytest.raises(CacheError) as caught:
+    with pytest.raises(RecipeError) as caught:
         parse_size(text, name="--cache-limit")
     assert str(caught.value) == f"--cache-limit={text!r} is no size\n  fix: --cache-limit=20GiB"
 
@@ -464,7 +464,7 @@ def test_the_limit_comes_from_the_environment(tmp_path: Path, monkeypatch: pytes
     assert Cache(tmp_path).limit_bytes == 3 * 2**30
     assert Cache(tmp_path, 7).limit_bytes == 7
     monkeypatch.setenv("WARMSTART_CACHE_LIMIT", "3 miles")
-    with pytest.raises(CacheError, match="WARMSTART_CACHE_LIMIT='3 miles' is no size"):
+    with pytest.raises(RecipeError, match="WARMSTART_CACHE_LIMIT='3 miles' is no size"):
         Cache(tmp_path)
 
 
