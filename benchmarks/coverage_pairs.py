@@ -32,6 +32,8 @@ DIFFERENCE = 0.02
 RESAMPLES = 200
 CANDIDATES = 8
 SEED_SPREAD = 0.02
+USUAL = 20
+"""Mean discordant examples below which an exact test cannot use up its 5 %, and intervals hold more than 95 %."""
 TASK = Classes("single", ("no", "yes"))
 
 
@@ -122,6 +124,31 @@ def seeds(num: int, per_model: int, simulations: int) -> dict[str, object]:
     }
 
 
+def readme(rows: Sequence[dict[str, object]], simulations: int) -> list[dict[str, object]]:
+    """Return the lines of the table of results."""
+    usual = [row for row in rows if float(str(row["mean_discordant"])) >= USUAL]
+    held = [float(str(row[name])) for row in usual for name in ("covered_equal", "covered_different")]
+    wrong = [float(str(row["false_a"])) for row in rows]
+    return [
+        {
+            "what": "95 % intervals of the difference between two models' accuracies that hold it",
+            "what_zh": "两个模型准确率之差的 95 % 区间包含真值的比例",
+            "value": f"{np.mean(held):.3f}",
+            "low": f"{min(held):.3f}",
+            "high": f"{max(held):.3f}",
+            "n": f"{len(held)} × {simulations}",
+        },
+        {
+            "what": "of two equal models the first is called better",
+            "what_zh": "两个同样好的模型中前者被误判为更好的比例",
+            "value": f"{np.mean(wrong):.3f}",
+            "low": f"{min(wrong):.3f}",
+            "high": f"{max(wrong):.3f}",
+            "n": f"{len(wrong)} × {simulations}",
+        },
+    ]
+
+
 def _any(found: Sequence[Comparison]) -> bool:
     return any(one.verdict != "tie" for one in found)
 
@@ -161,6 +188,7 @@ def main() -> None:
         "candidates": CANDIDATES,
         "cpu_seconds": round(time.process_time(), 1),
         "environment": runtime.environment(),
+        "readme": readme([*rows["pairs"], *rows["grouped"]], count),
         **rows,
     }
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")
