@@ -136,7 +136,7 @@ def cost(profile: Profile, strategy: Choice, load: Load) -> Cost:
     return Cost(
         fill_seconds=work.fill_seconds(),
         epoch_seconds=work.epoch_seconds(micro),
-        evaluate_seconds=work.predict_seconds(load.num_val + load.num_test, 0),
+        evaluate_seconds=work.evaluate_seconds(),
         epochs=load.epochs if work.stages.trained else 0,
         num_fits=load.num_fits,
         peak_bytes=round(peak),
@@ -164,6 +164,7 @@ def scaled(profile: Profile, image_size: int) -> Profile:
         network=replace(
             network,
             steps=_scaled_steps(network.steps, times),
+            live=tuple(tuple((fixed, each * times) for fixed, each in lines) for lines in network.live),
             hidden_bytes=hidden,
             inference=replace(look, seconds=look.seconds * times, peak_bytes=round(look.peak_bytes * times)),
         ),
@@ -172,17 +173,11 @@ def scaled(profile: Profile, image_size: int) -> Profile:
 
 
 def _scaled_steps(steps: Sequence[Steps], times: float) -> tuple[Steps, ...]:
-    """Scale what grows with the examples; what a step needs anyway, weights' gradients above all, stays."""
-    small, large = steps
-    slopes = [(b - a) / (large.batch - small.batch) for a, b in zip(small.peaks, large.peaks, strict=True)]
     return tuple(
         replace(
             one,
             forward=tuple(seconds * times for seconds in one.forward),
             backward=tuple(seconds * times for seconds in one.backward),
-            peaks=tuple(
-                round(peak + (times - 1) * slope * one.batch) for peak, slope in zip(one.peaks, slopes, strict=True)
-            ),
         )
         for one in steps
     )
@@ -308,6 +303,16 @@ class _Work:
         building = 0.0 if cut == self.last or rows < engine.MEASURE_FROM else found.build_seconds
         return building + rows * self._beside_decoding(found.seconds * self._share(0, cut), threads)
 
+    def evaluate_seconds(self) -> float:
+        """To predict val and test with the kept model, whose engine is built anew when its weights are new."""
+        load = self.load
+        trained = self.stages.trained
+        rows = load.num_test + (load.num_val if trained else 0)  # of a frozen network val is in the cache
+        if trained and rows < engine.MEASURE_FROM:
+            return self.predict_seconds(rows, 0)
+        build = self.profile.engine.build_seconds if trained else 0.0
+        return build + self.extract_seconds(rows, self.last)
+
     def solve_seconds(self) -> float:
         """To solve the head along its path; folds are solved as well."""
         rows, dim = self.load.num_train * self.load.views, self.profile.network.hidden_bytes[self.last] // FLOAT
@@ -390,7 +395,7 @@ class _Work:
         """Return the peak of the whole command, and the stage that has it."""
         made, weights = self.profile, FLOAT * sum(self.profile.network.parameters)
         resident = made.resident_bytes if self.load.resident_bytes is None else self.load.resident_bytes
-        stages = {"load": float(made.load_peak_bytes), "evaluate": weights + self._predict_bytes(0)}
+        stages = {"load": float(made.load_peak_bytes), "evaluate": 2 * weights + made.engine.peak_bytes}
         if self.stages.solved:
             rows = self.load.num_train * self.load.views + self.load.num_val
             stages["head"] = weights + 4 * rows * made.network.hidden_bytes[self.last]
@@ -412,8 +417,7 @@ class _Work:
     def _step_bytes(self, first: int, micro: int) -> float:
         """The step's peak: activations, gradients and what kernels take."""
         network = self.profile.network
-        (small, large), (low, high) = (s.batch for s in network.steps), (s.peaks[first] for s in network.steps)
-        live = high + (high - low) / (large - small) * (micro - large)
+        live = network.live_bytes(first, micro)
         frozen = network.inference.peak_bytes / network.inference.batch * micro if self.stages.fed < first else 0.0
         return SCATTER * max(live, frozen) + WORKSPACE + self._batch_bytes()
 
@@ -421,7 +425,7 @@ class _Work:
         network = self.profile.network
         each = network.inference.peak_bytes / network.inference.batch
         if fed:
-            each = min(each, self.largest.peaks[fed] / self.largest.batch)
+            each = min(each, max(slope for _, slope in network.live[fed]))
         return SCATTER * EVAL_BATCH * each + WORKSPACE + self._batch_bytes()
 
     def _batch_bytes(self) -> float:

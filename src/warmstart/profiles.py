@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import json
 import logging
 import time
@@ -31,9 +33,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 PICTURES = 32
 """Pictures of the data that are decoded to measure it; the engine is chosen on them as well."""
+
+
+LIBRARIES = ("accelerate", "onnxruntime", "timm", "torchvision")
+"""What a fit imports sooner or later; their memory is the command's, not the network's."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Profile:
     load_peak_bytes: int
     """Taken at the peak of loading the weights."""
     resident_bytes: int
-    """Held by the process when all libraries were loaded and this network was gone."""
+    """Held by the process with all libraries loaded, before the first network."""
     cpus: int
     threads: int
     """Of torch."""
@@ -95,6 +101,7 @@ class Profile:
         network: dict[str, object] = dict(values["network"])  # type: ignore[call-overload]
         steps = [{name: _tuple(value) for name, value in one.items()} for one in network["steps"]]  # type: ignore[attr-defined]
         network = {name: _tuple(value) for name, value in network.items()}
+        network["live"] = tuple(tuple((fixed, each) for fixed, each in lines) for lines in network["live"])  # type: ignore[attr-defined]
         network["steps"] = tuple(Steps(**one) for one in steps)  # type: ignore[arg-type]
         network["inference"] = Inference(**network["inference"])  # type: ignore[arg-type]
         network["hidden_bytes"] = {int(cut): size for cut, size in network["hidden_bytes"].items()}  # type: ignore[attr-defined]
@@ -131,6 +138,7 @@ def profile(session: Session, data: Prepared, backbone_name: str, image_size: in
 
 
 def _measure(session: Session, data: Prepared, backbone_name: str, image_size: int, seconds: float) -> Profile:
+    resident = _resident_bytes()
     peak, begun = partial(_peak_over, _settled()), time.perf_counter()
     place = bench.load(session, data, backbone_name, image_size)
     network = place.backbone  # built here at the latest
@@ -158,7 +166,7 @@ def _measure(session: Session, data: Prepared, backbone_name: str, image_size: i
         decoding=decoding,
         load_seconds=load_seconds,
         load_peak_bytes=load_peak,
-        resident_bytes=resources.resident_bytes(),
+        resident_bytes=resident,
         cpus=runtime.num_cpus(),
         threads=torch.get_num_threads(),
         workers=session.workers,
@@ -210,6 +218,14 @@ def _timed(choice: engine.Choice, pixels: Tensor) -> float:
     begun = time.perf_counter()
     choice.run(chunk)
     return (time.perf_counter() - begun) / len(chunk)
+
+
+@functools.cache
+def _resident_bytes() -> int:
+    """Bring in every library that a command comes to use, and return what the process holds then."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    return _settled()
 
 
 def _settled() -> int:

@@ -37,6 +37,10 @@ STEP = 3.3
 """Seconds of a training step over those of a forward pass, to choose the measurement by."""
 
 
+Line = tuple[float, float]
+"""Bytes whatever the batch, and bytes of each example."""
+
+
 @dataclass(frozen=True)
 class Steps:
     """One training step of everything, measured at one micro-batch.
@@ -49,8 +53,6 @@ class Steps:
     """Seconds."""
     backward: tuple[float, ...]
     """Seconds."""
-    peaks: tuple[int, ...]
-    """Bytes live at the peak of a step that begins at group g and lets everything from there on learn."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Network:
     steps: tuple[Steps, ...]
     """By ascending micro-batch."""
     inference: Inference
+    live: tuple[tuple[Line, ...], ...]
+    """Bytes that live in a step that begins at group g and lets everything from there on learn: at every moment they
+    lie on a line over the examples, and the peak is the highest of those that are ever on top."""
     parameters: tuple[int, ...]
     """Numbers that learn, of each group and of the head."""
     layers: tuple[int, ...]
@@ -77,6 +82,10 @@ class Network:
     """Bytes of an example at each cut on offer, as it is kept; pixels at 0."""
     optimizer_seconds: float
     """One optimizer step over all parameters."""
+
+    def live_bytes(self, first: int, batch: int) -> float:
+        """Return the bytes that live at the peak of a step from a group on."""
+        return max(fixed + batch * each for fixed, each in self.live[first])
 
 
 def measure(
@@ -103,9 +112,12 @@ def measure(
     batch = _affordable(inference.seconds / LOOK, seconds)
     looptools.set_modes(model, thaw(model.layer_groups()), 0)
     hidden, layers = _hidden_bytes(model.backbone, job.pixels(1)), model.layer_groups()
+    sizes = (max(batch // 4, 1), batch)
+    small, large = (job.windows(size) for size in sizes)  # they warm up as well
     return Network(
-        steps=tuple(job.steps(size, hidden) for size in (max(batch // 4, 1), batch)),
+        steps=tuple(job.steps(size) for size in sizes),
         inference=inference,
+        live=tuple(_lines(a, b, sizes, hidden.get(at, 0)) for at, (a, b) in enumerate(zip(small, large, strict=True))),
         parameters=tuple(sum(p.numel() for p in layer.parameters) for layer in layers),
         layers=tuple(sum(p.ndim > 1 for p in layer.parameters) for layer in layers),
         hidden_bytes=hidden,
@@ -140,14 +152,17 @@ class _Job:
             self.model(pixels)
             return Inference(batch, clock() - begun, live.peak())
 
-    def steps(self, batch: int, hidden: Mapping[int, int]) -> Steps:
-        """Take three steps: one to warm up and count bytes, two against the clock, of which the faster counts."""
-        pixels = self.pixels(batch)
+    def windows(self, batch: int) -> list[list[int]]:
+        """Take a step and return the bytes that live after every operation, as if it began at each group."""
         with _Live(self.model) as live:
-            record = self.step(pixels, live.mark)
-        peaks = record.windows(live.trace, {cut: batch * size for cut, size in hidden.items()})
+            record = self.step(self.pixels(batch), live.mark)
+        return record.windows(live.trace)
+
+    def steps(self, batch: int) -> Steps:
+        """Take two steps against the clock, of which the faster counts."""
+        pixels = self.pixels(batch)
         timed = min((self.step(pixels, self.clock) for _ in range(2)), key=lambda one: one.end - one.start)
-        return Steps(batch, timed.forward_parts(), timed.backward_parts(), peaks)
+        return Steps(batch, timed.forward_parts(), timed.backward_parts())
 
     def step(self, pixels: Tensor, mark: Callable[[], float]) -> _Record:
         """Run one step forward and backward, and note when it crosses the borders."""
@@ -217,17 +232,13 @@ class _Record:
         _, done = self.borders()
         return tuple(after - before for after, before in zip(done, [*done[1:], self.turn], strict=True))
 
-    def windows(self, trace: Sequence[int], hidden: Mapping[int, int]) -> tuple[int, ...]:
-        """Return the peak of live bytes in a step that begins at each border, its input included.
+    def windows(self, trace: Sequence[int]) -> list[list[int]]:
+        """Return the live bytes from each border until the gradient is back there.
 
         What the groups before it keep for their backward pass is there all the time, so it can be taken off.
         """
-        found = []
-        for group, (begun, done) in enumerate(zip(*self.borders(), strict=True)):
-            first, last = int(begun), int(done)
-            given = hidden.get(group, 0)
-            found.append(max(trace[first : last + 1]) - trace[first] + given)
-        return tuple(found)
+        spans = [(int(begun), int(done)) for begun, done in zip(*self.borders(), strict=True)]
+        return [[now - trace[first] for now in trace[first : last + 1]] for first, last in spans]
 
 
 @contextmanager
@@ -293,6 +304,22 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._held[key] = weakref.ref(storage, freed)
         self._now += size
+
+
+def _lines(small: Sequence[int], large: Sequence[int], sizes: tuple[int, int], given: int) -> tuple[Line, ...]:
+    """Lay a line through every moment of two equal steps of unequal size, and keep those that are ever on top.
+
+    The peak is not a line itself: in small batches it is where the gradients are complete, in large ones where the
+    activations are. Steps that ran other operations are compared by their peaks.
+    """
+    if len(small) != len(large):
+        small, large = [max(small)], [max(large)]
+    slopes = [(high - low) / (sizes[1] - sizes[0]) for low, high in zip(small, large, strict=True)]
+    lines = [(low - slope * sizes[0], slope + given) for low, slope in zip(small, slopes, strict=True)]
+    tops = {
+        max(lines, key=lambda line: line[0] + batch * line[1]) for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+    }
+    return tuple(sorted(tops))
 
 
 def _affordable(seconds: float, allowed: float) -> int:
