@@ -10,7 +10,8 @@ onnxruntime   the same pass on ONNX Runtime
 command       warmstart finetune, cold cache, the whole process
 then_warm     the command again with another seed, on the cache that `command` left
 
-usage: python benchmarks/head_only.py [--timed K [--full-once]] [--backbone lite0|resnet50] [--train 5000] [--val 1000] [--n 5] [--epochs 10] [--size 128]
+usage: python benchmarks/head_only.py [--timed K [--full-once]] [--backbone lite0|resnet50] [--train 5000] [--val 1000]
+       [--n 5] [--epochs 10] [--size 128]
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Fine-tuning speed: the loop against a hand-written one, and a cached prefix against the same tuning without it.
 
-full    a step of full fine-tuning (AdamW, batch 32, 96 px) in our loop and in plain PyTorch; time and peak memory
+full    a step of full fine-tuning (AdamW, batch 32, 96 px) in our loop and in plain PyTorch; time and peak memory; each
+        in its own process, and `full_pairs` with the two taking turns step by step, so that whatever else the machine
+        does hits both
 last_k  an epoch of tuning the last stage over the cached prefix and over pixels; time, and the largest difference
         between their losses
 
@@ -93,7 +95,9 @@ def _packages() -> dict[str, str]:
 def _full_ratios(measured: dict[str, list[common.Measured]]) -> list[common.Ratio]:
     by_hand = ("full_hand", "full_hand_channels_last")
     whats = ("step_seconds", "peak_bytes")
-    return [common.ratio(measured, "full_ours", other, what=what) for other in by_hand for what in whats]
+    alone = [common.ratio(measured, "full_ours", other, what=what) for other in by_hand for what in whats]
+    pairs = ("ours_seconds/hand_seconds", "ours_cpu_seconds/hand_cpu_seconds")
+    return [*alone, *(common.ratio(measured, "full_pairs", "full_pairs", what=what) for what in pairs)]
 
 
 def _cache_ratios(measured: dict[str, list[common.Measured]]) -> list[common.Ratio]:
@@ -130,23 +134,34 @@ def _network(options: argparse.Namespace) -> nn.Module:
 
 def _hand(options: argparse.Namespace, *, channels_last: bool = False) -> dict[str, object]:
     """Fine-tune everything in a loop as anybody would write it."""
+    pixels, labels = _batches(options)
+    step = _step_by_hand(options, channels_last=channels_last)
+    marks, losses = [time.perf_counter()], []
+    for inputs, targets in zip(pixels, labels, strict=True):
+        losses.append(step(inputs, targets))
+        marks.append(time.perf_counter())
+    return _told(marks, losses)
+
+
+def _step_by_hand(options: argparse.Namespace, *, channels_last: bool) -> Step:
+    """Return the body of that loop."""
     import torch
 
-    network, (pixels, labels) = _network(options).train(), _batches(options)
+    network = _network(options).train()
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=DECAY)
     criterion = torch.nn.CrossEntropyLoss()
-    marks, losses = [time.perf_counter()], []
-    for inputs, targets in zip(pixels, labels, strict=True):
+
+    def step(inputs: Tensor, targets: Tensor) -> float:
         optimizer.zero_grad()
         loss = criterion(network((inputs.float() / 255 - mean) / std), targets)
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-        marks.append(time.perf_counter())
-    return _told(marks, losses)
+        return float(loss.item())
+
+    return step
 
 
 def full_hand(options: argparse.Namespace) -> dict[str, object]:
@@ -161,6 +176,37 @@ def full_hand_channels_last(options: argparse.Namespace) -> dict[str, object]:
 
 def full_ours(options: argparse.Namespace) -> dict[str, object]:
     """Run the same steps in our loop."""
+    marks: list[float] = []
+    losses = _ours(options, lambda: marks.append(time.perf_counter()))
+    return _told(marks, losses)
+
+
+def full_pairs(options: argparse.Namespace) -> dict[str, object]:
+    """Run a step of ours and one by hand, in channels-last, in turns within one process."""
+    pixels, labels = _batches(options)
+    step, clocks = _step_by_hand(options, channels_last=True), (time.perf_counter, time.process_time)
+    marks: list[tuple[float, ...]] = []
+
+    def mark() -> None:
+        marks.append(tuple(clock() for clock in clocks))
+
+    def turn() -> None:
+        if marks:
+            mark()
+            step(pixels[len(marks) // 2 - 1], labels[len(marks) // 2 - 1])
+        mark()
+
+    _ours(options, turn)
+    facts: dict[str, object] = {}
+    for at, name in enumerate(("seconds", "cpu_seconds")):
+        spans = [after[at] - before[at] for before, after in itertools.pairwise(marks)]
+        facts[f"ours_{name}"] = statistics.median(spans[2 * WARM :: 2])
+        facts[f"hand_{name}"] = statistics.median(spans[2 * WARM + 1 :: 2])
+    return facts
+
+
+def _ours(options: argparse.Namespace, tick: Callable[[], None]) -> list[float]:
+    """Run our loop, call `tick` before the first step and after each, and return the losses."""
     import torch
 
     from warmstart import fit, plugins
@@ -177,17 +223,16 @@ def full_ours(options: argparse.Namespace) -> dict[str, object]:
     model.head.linear.load_state_dict(own.state_dict())
     model.to(memory_format=torch.channels_last)
     strategy = plugins.load("strategy", "full")(lr_decay=1.0, batch_norm="adapt")
-    marks: list[float] = []
     losses: list[float] = []
 
     def batches(_: int, start: int) -> Iterator[Batch]:
-        marks.append(time.perf_counter())
+        tick()
         for inputs, targets in list(zip(pixels, labels, strict=True))[start:]:
             yield Batch(inputs, targets, torch.arange(len(targets)))
 
     def on_step(at: fit.Progress) -> None:
         losses.append(at.loss if at.loss is not None else float("nan"))
-        marks.append(time.perf_counter())
+        tick()
 
     optim = OptimConfig("adamw", lr=LR, weight_decay=DECAY, decay_all=True, clip_norm=0.0)
     with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +249,7 @@ def full_ours(options: argparse.Namespace) -> dict[str, object]:
             head=model.head,
             on_progress=on_step,
         )
-    return _told(marks, losses)
+    return losses
 
 
 def _told(marks: list[float], losses: list[float]) -> dict[str, object]:
@@ -273,6 +318,7 @@ VARIANTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "full_hand": full_hand,
     "full_hand_channels_last": full_hand_channels_last,
     "full_ours": full_ours,
+    "full_pairs": full_pairs,
     "last_k_pixels": last_k_pixels,
     "last_k_cached": last_k_cached,
 }

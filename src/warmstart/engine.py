@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import json
 import logging
 import os
 import time
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 
 from warmstart import durable, runtime
 from warmstart.errors import RunError
+from warmstart.models import lazy
 
 if TYPE_CHECKING:
     from warmstart.models import Backbone
@@ -43,7 +43,7 @@ EngineName = Literal["torch", "torch channels-last", "onnxruntime"]
 Submit = Callable[[Tensor], Callable[[], np.ndarray]]
 """Starts to compute uint8 (B, 3, H, W), and returns how to wait for the float32 (B, …)."""
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-4
 """Largest |difference| from eager torch, as a fraction of the largest |value|."""
 CHUNK = 8
@@ -266,8 +266,12 @@ def _graph(prefix: Prefix, batch: Tensor, folder: Path) -> bytes:
     graph = _graph_on_disk(path)
     if graph is None:
         graph = _export(prefix, batch)
-        _write(path, hashlib.blake2b(graph, digest_size=16).digest() + graph)
+        _write(path, _sealed(graph))
     return graph
+
+
+def _sealed(graph: bytes) -> bytes:
+    return hashlib.blake2b(graph, digest_size=16).digest() + graph
 
 
 def _graph_on_disk(path: Path) -> bytes | None:
@@ -276,7 +280,7 @@ def _graph_on_disk(path: Path) -> bytes | None:
         os.utime(path)  # used now, so it leaves the cache later
     except OSError:
         return None
-    if data[:16] == hashlib.blake2b(data[16:], digest_size=16).digest():
+    if data == _sealed(data[16:]):
         return data[16:]
     log.warning("engine: %s is damaged and exported again", path)
     return None
@@ -346,17 +350,12 @@ def _key(prefix: Prefix, batch: Tensor) -> str:
 
 
 def _recall(path: Path) -> Choice | None:
-    try:
-        facts = json.loads(path.read_text("utf-8"))
-        table = {name: Timing(**timing) for name, timing in facts["table"].items()}
-        name = facts["engine"]
-        assert not table[name].refused, f"{name} was refused"
-    except FileNotFoundError:
+    facts = lazy.recall(path)
+    if facts is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        log.warning("engine: %s is damaged and measured again: %s", path, str(error))
-        return None
-    return Choice(name, _unbuilt, table, "")
+    timings = cast("dict[str, dict[str, float]]", facts["table"])
+    table = {name: Timing(**timing) for name, timing in timings.items()}  # type: ignore[arg-type]
+    return Choice(cast("EngineName", facts["engine"]), _unbuilt, table, "")
 
 
 def _unbuilt(pixels: Tensor) -> Callable[[], np.ndarray]:  # noqa: ARG001 a placeholder of the right type
@@ -365,7 +364,7 @@ def _unbuilt(pixels: Tensor) -> Callable[[], np.ndarray]:  # noqa: ARG001 a plac
 
 def _remember(path: Path, choice: Choice) -> None:
     facts = {"engine": choice.name, "table": {name: asdict(timing) for name, timing in choice.table.items()}}
-    _write(path, json.dumps(facts, indent=1).encode())
+    lazy.keep(path, facts)
 
 
 def _write(path: Path, data: bytes) -> None:
