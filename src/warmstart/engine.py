@@ -363,7 +363,10 @@ def _unbuilt(pixels: Tensor) -> Callable[[], np.ndarray]:  # noqa: ARG001 a plac
 
 
 def _remember(path: Path, choice: Choice) -> None:
-    facts = {"engine": choice.name, "table": {name: asdict(timing) for name, timing in choice.table.items()}}
+    facts: dict[str, object] = {
+        "engine": choice.name,
+        "table": {name: asdict(timing) for name, timing in choice.table.items()},
+    }
     lazy.keep(path, facts)
 
 

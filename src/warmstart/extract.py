@@ -79,8 +79,7 @@ def extract(
     Args:
         dataset: Where the pictures are.
         rows: Which of them, in which order; int64 (N,).
-        backbone: The network; it runs in eval mode on a copy and is not changed. One that is not built stays so when
-            there is nothing to compute.
+        backbone: The network; a copy runs in eval mode. One that is not built stays so when nothing is computed.
         card: The facts of its weights.
         cut: Where the frozen prefix ends; at the last cut values are the pooled features.
         transform: From picture to pixels.
@@ -107,10 +106,9 @@ def extract(
         from warmstart import engine
 
         where = runtime.pick_device(device) if isinstance(device, str) else device
-        size = engine.batch_size(batch_size, where)
-        job = _Job(dataset, rows[missing], keys[missing], transform, view, seed, workers, size)
-        network = backbone.get() if isinstance(backbone, LazyBackbone) else backbone
-        choice = _compute(job, engine.Prefix(network, named, cut, where), space, cache, progress)
+        batch = engine.batch_size(batch_size, where)
+        job = _Job(dataset, rows[missing], keys[missing], transform, view, seed, workers, batch)
+        choice = _compute(job, engine.Prefix(_network(backbone), named, cut, where), space, cache, progress)
     return Extracted(
         values=space.rows(keys).load(),
         computed=len(missing),
@@ -124,6 +122,10 @@ def extract(
 def identity(backbone: Backbone | LazyBackbone, card: Card) -> str:
     """Hash what a backbone's values depend on; see `lazy.identity`."""
     return backbone.identity if isinstance(backbone, LazyBackbone) else lazy.identity(backbone, card)
+
+
+def _network(backbone: Backbone | LazyBackbone) -> Backbone:
+    return backbone.get() if isinstance(backbone, LazyBackbone) else backbone
 
 
 def row_keys(

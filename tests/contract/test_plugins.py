@@ -414,10 +414,21 @@ class BrokenSource:
     def fetch(self, name: str) -> Path:
         return Path(name)
 
+    def check(self, name: str) -> None:
+        if name not in ("one", "two") and self.fault not in ("agrees", "trusting"):
+            self.load(name)
+        if self.fault == "picky":
+            raise SourceError(f"no {name!r}", "did you mean 'mine/one'?")
+
+    def files(self, name: str) -> tuple[Path, ...]:
+        return ()
+
 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
+        ("trusting", r"check\('onex'\) passes, and load refuses it"),
+        ("picky", r"check\('one'\) refuses what is available"),
         ("eager", r"available\(\) loads weights"),
         ("copies", "cards share names"),
         ("foreign", r"cards are named \['their/mine/one', 'their/mine/two'\], expected mine/…"),

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save as save_file
 from scipy import optimize
 from scipy.special import logsumexp
 
 import warmstart as ws
 from warmstart import calibrate, durable, runtime, sources, tasks, trained
 from warmstart.data import read
-from warmstart.errors import SourceError
+from warmstart.errors import CheckpointError, SourceError
 from warmstart.models import Card, lazy, weights
 from warmstart.plugins import load as plugin
 
@@ -171,6 +172,13 @@ def test_a_file_has_the_hash_of_its_tensors(dtype: torch.dtype, tmp_path: Path) 
     tensors = {"b": torch.arange(6).reshape(2, 3).to(dtype), "a.c": torch.ones(4), "network.d": torch.tensor(3.0)}
     weights.save_tensors(tensors, tmp_path / "x.safetensors")
     assert weights.hash_of((tmp_path / "x.safetensors").read_bytes()) == weights.weights_hash(tensors)
+
+
+def test_a_type_that_is_not_known_is_refused() -> None:
+    data = save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)})
+    with pytest.raises(CheckpointError) as caught:
+        weights.hash_of(data)
+    assert str(caught.value) == "tensors of the type F8_E4M3 are not known here\n  fix: save them as float32"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def check_source(source: Source, name: str, *, known: str | None = None, loads: 
         assert known or cards, f"{where}: nothing is available, so name a backbone with known="
         known = known or cards[0].name.partition("/")[2]
         _check_unknown(source, known, where)
+        _check_names(source, known, where)
         if loads:
             _check_loaded(source, known, f"{where}, {known}")
 
@@ -81,6 +82,17 @@ def _check_unknown(source: Source, known: str, where: str) -> None:
             f"{where}: loading {misspelt!r} raises {type(error).__name__} ({error}), expected SourceError"
         ) from error
     raise AssertionError(f"{where}: loading {misspelt!r} works, and there is no such name")
+
+
+def _check_names(source: Source, known: str, where: str) -> None:
+    """Names are judged before anything is loaded, as `load` would judge them."""
+    try:
+        source.check(known)
+    except SourceError as error:
+        raise AssertionError(f"{where}: check({known!r}) refuses what is available: {error}") from error
+    with contextlib.suppress(SourceError):
+        source.check(f"{known}x")
+        raise AssertionError(f"{where}: check('{known}x') passes, and load refuses it")
 
 
 def _check_loaded(source: Source, known: str, where: str) -> None:
