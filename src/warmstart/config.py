@@ -195,6 +195,10 @@ class Sourced:
         """Fill in one value that was left open; the reason becomes its origin."""
         return Sourced(set_key(self.recipe, key, value), {**self.origins, key: f"decided: {reason}"})
 
+    def was_open(self, key: str) -> bool:
+        """Say whether a value was left open by whoever wrote the recipe."""
+        return get_key(self.recipe, key) is None or self.origins.get(key, "").startswith("decided: ")
+
     def to_toml(self) -> str:
         """Write the recipe with the origin of each value as a comment."""
         return to_toml(self.recipe, self.origins)

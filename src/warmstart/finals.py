@@ -162,7 +162,7 @@ class _Contest:
         epochs = self.given_epochs or max(1, min(MAX_EPOCHS, speed.epochs(left, self.fits)))
         memory = {} if speed.micro_batch is None else {"micro_batch": speed.micro_batch}
         candidate = replace(best, settings={**best.settings, **memory, "epochs": epochs})
-        reason = f"{why}; {named(best)}: {speed.epoch:.1f} s an epoch, {epochs} epochs fit {left:.0f} s"
+        reason = f"{why}; {self.title(best)}: {speed.epoch:.1f} s an epoch, {epochs} epochs fit {left:.0f} s"
         return Plan(candidate, reason, speed.seconds(epochs, self.fits), tuple(self.shorts), self.moving)
 
     def fitting(self, left: float) -> tuple[list[tuple[Candidate, Pace]], list[str]]:
@@ -179,7 +179,7 @@ class _Contest:
                 if self.affords(speed, EXPLORE * left / 4) < FEWEST_STEPS * self.session.recipe.batch_size:
                     break
             else:
-                refused.append(f"{named(one)} {speed.refused or speed.epochs(left, self.fits)}")
+                refused.append(f"{self.title(one)} {speed.refused or speed.epochs(left, self.fits)}")
         return found, refused
 
     @property
@@ -198,23 +198,41 @@ class _Contest:
 
     def contenders(self) -> Iterator[Candidate]:
         """Yield what may be tried, in the order in which it is taken when nothing can be tried out."""
-        given, base = self.session.recipe.strategy, self.base.candidate
-
-        def candidate(name: str, **options: object) -> Candidate:
-            kept = given.options if given.name == name else {}
-            made = Candidate(base.backbone, base.image_size, Choice(name, {**options, **kept}))
-            return replace(made, settings={"optim.lr": self.rate(made)})
-
+        given = self.session.recipe.strategy
         if given.name not in (None, "lp_ft") or "depth" in given.options:
-            yield candidate(given.name or "lp_ft")
+            yield self.contender(given.name or "lp_ft")
             return
-        yield candidate("lp_ft")
+        yield self.contender("lp_ft")
+        if self.smaller is not None:
+            yield self.contender("lp_ft", size=self.smaller)
         for depth in dict.fromkeys((self.moving_depth(), 2, 1)):
             if depth is not None:
-                yield candidate("lp_ft", depth=depth)
+                yield self.contender("lp_ft", {"depth": depth})
         if given.name is None:
-            yield candidate("full")
-            yield candidate("l2_sp")
+            yield self.contender("full")
+            yield self.contender("l2_sp")
+
+    def contender(
+        self, name: str, options: Mapping[str, object] | None = None, *, size: int | None = None
+    ) -> Candidate:
+        """Return a candidate on the best probe's backbone, at its usual learning rate."""
+        given, base = self.session.recipe.strategy, self.base.candidate
+        choice = Choice(name, {**(options or {}), **(given.options if given.name == name else {})})
+        made = Candidate(base.backbone, size or base.image_size, choice)
+        return replace(made, settings={"optim.lr": self.rate(made)})
+
+    @property
+    def smaller(self) -> int | None:
+        """Return the smallest input size of the backbone, where more epochs fit; None when there is no choice."""
+        if not self.session.sourced.was_open("data.image_size"):
+            return None
+        least = min(choosing.sizes(self.base.trained.card))
+        return least if least < self.base.candidate.image_size else None
+
+    def title(self, candidate: Candidate) -> str:
+        """Name a contender, with its input size where that is not the probe's."""
+        size = candidate.image_size
+        return named(candidate) + (f" at {size} px" if size != self.base.candidate.image_size else "")
 
     def moving_depth(self) -> int | None:
         """Return how many of the last layer groups hold most of the relative gradient; None when that is all."""
@@ -287,7 +305,7 @@ class _Contest:
         try:
             found = tune.held_out(self.session, self.data, candidate, pairs, name=f"{SHORT}{num}-{candidate.fit_name}")
         except (WarmstartError, MemoryError) as error:
-            log.warning("%s was left out: %s", named(candidate), error)
+            log.warning("%s was left out: %s", self.title(candidate), error)
             return None
         return found, self.session.seconds() - begun
 
@@ -309,10 +327,10 @@ class _Contest:
             )
             rate = self.rate(one)
             self.shorts.append(
-                Short(named(replace(one, settings={})), rate, num, values[at], round(seconds, 2), verdict)
+                Short(self.title(replace(one, settings={})), rate, num, values[at], round(seconds, 2), verdict)
             )
         winner, speed, *_ = tried[best]
-        return (winner, speed), f"{named(winner)} was best of {len(tried)} short trials ({values[best]:.3f})"
+        return (winner, speed), f"{self.title(winner)} was best of {len(tried)} short trials ({values[best]:.3f})"
 
 
 def sample(data: Prepared, num: int, *, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
