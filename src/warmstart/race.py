@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from warmstart.comparing import Comparison
-from warmstart.errors import WarmstartError
+from warmstart.errors import SourceError, WarmstartError
 from warmstart.tasks import Predictions
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def run(
             number.
 
     Raises:
-        WarmstartError: The last failure, when nobody could be measured.
+        WarmstartError: Nobody could be measured.
     """
     race = _Field(rules, {entrant.name: Standing(entrant) for entrant in entrants})
     failures: list[WarmstartError] = []
@@ -300,9 +300,12 @@ def _guess(race: _Field, standing: Standing) -> float:
 def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
     alive = race.alive()
     if not alive:
-        if failures:
-            raise failures[-1]
-        raise AssertionError("a race without failures has a survivor")
+        assert failures, "a race without failures has a survivor"
+        first = failures[0]
+        if len(race.standings) == 1:
+            raise first
+        problem = f"none of {len(race.standings)} candidates could be used (the first: {first.problem})"
+        raise SourceError(problem, first.fix) from first
     values = shrunk(alive)
     best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].entrant.work))
     close = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= _tolerance(race, values[best])]

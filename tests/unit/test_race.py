@@ -126,9 +126,13 @@ def test_a_failure_is_recorded_and_the_race_goes_on() -> None:
     assert outcome.standings[1].dropped_because == "no weights for gone"
 
 
-def test_the_last_failure_is_raised_when_nobody_is_left() -> None:
-    with pytest.raises(SourceError, match="no weights for"):
+def test_nobody_left_is_an_error_that_names_the_first_failure() -> None:
+    with pytest.raises(SourceError) as caught:
         raced(Simulated({"x": math.nan, "y": math.nan}))
+    assert caught.value.problem == "none of 2 candidates could be used (the first: no weights for x)"
+    assert caught.value.fix == "fetch them"
+    with pytest.raises(SourceError, match="no weights for x\n  fix: fetch them"):
+        raced(Simulated({"x": math.nan}))
 
 
 def test_who_costs_more_than_the_winner_may_is_left_out_but_never_the_last_one() -> None:
