@@ -37,7 +37,7 @@ STRATEGIES = ("probe", "last_k", "full", "l2_sp")
 BATCHES = (16, 32)
 CAPPED_SHARE = 0.55
 """A capped cell may hold the resident size and this share of what the plan forecasts on top of it."""
-PICTURES, EPOCHS = 600, 2
+PICTURES, EPOCHS = 640, 2
 TIME, MEMORY = 0.20, 0.10
 SHELF = common.SCRATCH / "forecast"
 RESULT = common.RESULTS / "forecast.json"

@@ -148,7 +148,15 @@ def fit(
     calls = (forward, batches, validate, penalty, on_progress, should_stop, should_end)
     job = _Job(module, groups, *calls, steps_per_epoch, config, higher_is_better, head)
     _check(job)
-    gear = _gear(job, folder.path if isinstance(folder, RunDir) else folder, name)
+    resources.trim()  # what loading and extraction freed is worth a few more examples at a time
+    try:
+        return _fit(job, folder.path if isinstance(folder, RunDir) else folder, name)
+    finally:
+        resources.trim()
+
+
+def _fit(job: _Job, root: Path, name: str) -> FitResult:
+    gear = _gear(job, root, name)
     with looptools.own_randomness(gear.accelerator.device):
         _train(job, gear)
     return _result(job, gear)

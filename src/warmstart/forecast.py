@@ -33,8 +33,10 @@ STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 """Numbers that an optimizer keeps beside each parameter."""
 SCATTER = 1.25
 """Memory that the system gives for the memory that is asked for: allocators leave holes."""
-WORKSPACE = 50 * 2**20
-"""What kernels need for themselves."""
+WORKSPACE = 80 * 2**20
+"""What kernels need for themselves, and what loading leaves behind."""
+LOADED_BEST = 0.5
+"""Share of the best weights, read back at the end, that does not find room in what the steps have freed."""
 SAFETY = 1.10
 """A plan fits when its peak times this does: ten percent is how far forecasts of memory may be off."""
 WRITTEN = 250e6
@@ -410,8 +412,9 @@ class _Work:
         """Weights, what the optimizer keeps, and the larger of a training step and a validation."""
         stages, load = self.stages, self.load
         learning = max(stages.learning)
-        copies = STATES[load.optimizer] + load.ema + 3 * stages.pulled + (micro < load.batch_size)
-        kept = FLOAT * (sum(self.profile.network.parameters) + copies * learning) + self._values_bytes()
+        copies = STATES[load.optimizer] + load.ema + 3 * stages.pulled + (micro < load.batch_size) + LOADED_BEST
+        networks = 2 if load.num_fits > 1 else 1  # the one that is kept waits while folds are fitted
+        kept = FLOAT * (networks * sum(self.profile.network.parameters) + copies * learning) + self._values_bytes()
         return kept + max(self._step_bytes(min(stages.first), micro), self._predict_bytes(stages.fed))
 
     def _step_bytes(self, first: int, micro: int) -> float:

@@ -29,7 +29,7 @@ from warmstart.strategies import thaw
 if TYPE_CHECKING:
     from warmstart.runtime import Precision
 
-BATCHES = (32, 16, 8, 4, 2)
+BATCHES = (32, 16, 8, 4)
 """Micro-batches that the larger measurement may have; the smaller one is a quarter of it."""
 LOOK = 8
 """Pictures of the first look, which says how large a measurement is affordable."""
@@ -112,7 +112,7 @@ def measure(
     batch = _affordable(inference.seconds / LOOK, seconds)
     looptools.set_modes(model, thaw(model.layer_groups()), 0)
     hidden, layers = _hidden_bytes(model.backbone, job.pixels(1)), model.layer_groups()
-    sizes = (max(batch // 4, 1), batch)
+    sizes = (max(batch // 4, 2), batch)
     small, large = (job.windows(size) for size in sizes)  # they warm up as well
     return Network(
         steps=tuple(job.steps(size) for size in sizes),
