@@ -92,6 +92,15 @@ def candidates(
     return sorted(found.values(), key=SORTS["macs"])
 
 
+def check(patterns: str, *, max_params: int | None = None, licence: Licence = "any", kind: str = "image") -> None:
+    """Refuse patterns that match nothing and limits that leave nothing, within a moment and without network.
+
+    Raises:
+        RecipeError: See `candidates`.
+    """
+    _limited(*_matching(patterns, kind), max_params, licence)
+
+
 def prior(card: Card) -> float | None:
     """Estimate how well a backbone will transfer from published facts alone, in points of 0 to 100; higher is better.
 
@@ -141,10 +150,10 @@ def permissive(licence: str | None) -> bool:
     """Say whether a licence lets anybody use the weights for anything; an unknown one does not.
 
     Example:
-        >>> permissive("Apache-2.0"), permissive("cc-by-nc-4.0"), permissive(None)
-        (True, False, False)
+        >>> permissive("Apache-2.0"), permissive("cc-by-nc-4.0"), permissive(None), permissive("mit AND gpl-3.0")
+        (True, False, False, False)
     """
-    return (licence or "").lower() in PERMISSIVE
+    return all(one in PERMISSIVE for one in (licence or "").lower().split(" and "))
 
 
 def cards() -> tuple[Card, ...]:

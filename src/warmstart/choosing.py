@@ -14,7 +14,7 @@ from warmstart import bench, catalogue, comparing, evaluation, race, runtime, so
 from warmstart.bench import Bench
 from warmstart.config import Choice
 from warmstart.errors import SourceError
-from warmstart.models import Card
+from warmstart.models import Card, parts
 from warmstart.prepare import Prepared
 from warmstart.race import Entrant, Measured, Outcome, Rules
 from warmstart.session import Session
@@ -343,8 +343,7 @@ def features(session: Session, data: Prepared, candidate: Candidate) -> np.ndarr
         float32 (N, D).
     """
     place = bench.load(session, data, candidate.backbone, candidate.image_size)
-    last = len(place.backbone.layer_groups())
-    return np.asarray(place.values(data.everything, last, place.plain()).values)
+    return np.asarray(place.values(data.everything, place.num_groups, place.plain()).values)
 
 
 def features_if_any(session: Session, data: Prepared) -> np.ndarray | None:
@@ -365,9 +364,13 @@ Rivalry: TypeAlias = tuple[Trial, Trial, comparing.Comparison]
 
 
 def pick(session: Session, data: Prepared, trials: Sequence[Trial]) -> tuple[Trial, list[Rivalry]]:
-    """Keep what validates better by a paired interval; a tie goes to the cheaper, which comes first."""
-    winner, rivalries = trials[0], []
-    for rival in trials[1:]:
+    """Keep what validates better by a paired interval; a tie goes to the cheaper, which comes first.
+
+    Stacks come last, whenever they were tried: they cost more with every answer.
+    """
+    winner, *rivals = sorted(trials, key=lambda trial: len(parts.parse(trial.candidate.backbone)))
+    rivalries = []
+    for rival in rivals:
         found = comparing.paired(data.task, rival.val, winner.val, seed=session.recipe.seed)
         rivalries.append((rival, winner, found))
         if found.verdict == "a":

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from warmstart import config, interrupts, options, runtime, trained
+from warmstart import catalogue, config, interrupts, options, runtime, sources, trained
 from warmstart.cache import Cache, parse_size
-from warmstart.config import Sourced
+from warmstart.config import Recipe, Sourced
 from warmstart.errors import RunError, WarmstartError
 from warmstart.options import Options
 from warmstart.progress import Progress, Silent
@@ -292,6 +292,7 @@ def opened(verb: str, data: object, given: Options, progress: Progress | None) -
     started = time.monotonic()
     path = data if isinstance(data, (str, Path)) else None
     sourced = options.sourced(path, given)
+    _check_names(sourced.recipe)
     fingerprint = f"{verb}-{config.fingerprint(sourced.recipe)}{_content(data)}"
     folder = _open_folder(verb, sourced, given, fingerprint, data)
     with folder:
@@ -321,6 +322,14 @@ def reopened(run_folder: str | Path, progress: Progress | None) -> Iterator[Sess
     path = Path(run_folder)
     folder = RunDir.load(path)  # not `open`, which would make it a run that goes on
     yield Session(config.read_recipe(path / "recipe.toml"), folder, Cache(), progress or Silent())
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse unknown backbones before anything is read or written."""
+    if recipe.backbone is not None:
+        sources.check(recipe.backbone)
+    elif recipe.candidates is not None:
+        catalogue.check(recipe.candidates, max_params=recipe.max_params, licence=recipe.licence)
 
 
 def _open_folder(verb: str, sourced: Sourced, given: Options, fingerprint: str, data: object) -> RunDir:

@@ -69,8 +69,8 @@ def test_choosing_among_what_is_not_there(tmp_path: Path) -> None:
     )
     refused(
         warmstart(tmp_path, *choose, "package/*", "--max-params", "1k"),
-        "RecipeError: max_params=1,000 leaves none of 10 candidates; "
-        "the smallest is package/squeezenet1_1 with 722,496 parameters",
+        "RecipeError: max_params=1,000 leaves none of 9 candidates; "
+        "the smallest is package/squeezenet with 722,496 parameters",
         "--max-params 0.8M, or other --candidates",
         code=2,
     )
