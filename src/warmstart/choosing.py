@@ -33,7 +33,7 @@ MOST = 2000
 NUM_FOLDS = 4
 FEATURES_SHARE = 0.35
 """Share of the budget that frozen features of the winner may take, test included."""
-RACE_SHARE = 0.25
+RACE_SHARE = 0.15
 """Share of the budget that `run` may spend on the race."""
 ENGINE_GAIN = 0.5
 """Few pictures are computed without an engine of their own; many take about this part of the time."""
