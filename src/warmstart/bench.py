@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from warmstart import sources, tasks
-from warmstart.data import Batch, loading, transforms
+from warmstart.data import Batch, loading
 from warmstart.errors import CacheError, SourceError
 from warmstart.extract import Extracted, extract
 from warmstart.models import Backbone, Card
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from warmstart.data.transforms import Transform
+    from warmstart.data.transforms import Augment, Transform
     from warmstart.models.model import Model
 
 log = logging.getLogger(__name__)
@@ -81,21 +81,11 @@ class Bench:
 
     def plain(self) -> Transform:
         """Return the transform of validation and prediction."""
-        framing = self.framing
-        return transforms.for_eval(
-            self.card.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
-        )
+        return self.framing.plain(self.card)
 
-    def augmented(self, default: str) -> Transform:
+    def augmented(self, default: Augment) -> Transform:
         """Return the transform of training pictures."""
-        framing, augment = self.framing, self.session.recipe.data.augment or default
-        return transforms.for_train(
-            self.card.spec,
-            image_size=framing.image_size,
-            resize=framing.resize,
-            fit=framing.fit,
-            augment=augment,  # type: ignore[arg-type]
-        )
+        return self.framing.augmented(self.card, self.session.recipe.data.augment or default)
 
 
 def load(session: Session, data: Prepared, backbone_name: str, image_size: int) -> Bench:

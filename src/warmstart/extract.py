@@ -14,6 +14,7 @@ import numpy as np
 from warmstart import runtime
 from warmstart.cache import Cache
 from warmstart.data import Dataset, images, loading
+from warmstart.data.transforms import SideBySide
 from warmstart.errors import DataError
 from warmstart.models import lazy
 from warmstart.models.lazy import LazyBackbone
@@ -96,26 +97,71 @@ def extract(
         CacheError: Too little disk or too low a limit, known before the computation starts.
         DataError: A picture that cannot be decoded.
     """
-    start = time.perf_counter()
-    named = identity(backbone, card)
-    space = cache.space(weights=named, transform=transform.key, cut=cut, description=f"{card.name} cut {cut}")
-    keys = row_keys(dataset, rows, transform, view=view, seed=seed, content_hashes=content_hashes, workers=workers)
-    missing = _first_of_each(keys, ~space.find(keys))
-    choice = None
-    if len(missing):
-        from warmstart import engine
+    order = _Order(dataset, rows, cache, view, seed, workers, batch_size, device, content_hashes, progress)
+    if card.parts and cut == len(card.parts):
+        assert isinstance(transform, SideBySide), "a stack has a transform for each of its parts"
+        parts = zip(lazy.parts(backbone), card.parts, transform.parts, strict=True)
+        return _side_by_side([order.fill(each, part.card, _last_cut(each), square) for each, part, square in parts])
+    return order.fill(backbone, card, cut, transform)
 
-        where = runtime.pick_device(device) if isinstance(device, str) else device
-        batch = engine.batch_size(batch_size, where)
-        job = _Job(dataset, rows[missing], keys[missing], transform, view, seed, workers, batch)
-        choice = _compute(job, engine.Prefix(_network(backbone), named, cut, where), space, cache, progress)
+
+@dataclass(frozen=True)
+class _Order:
+    """What is wanted of any prefix: rows of a dataset, kept in a cache; see `extract`."""
+
+    dataset: Dataset
+    rows: np.ndarray
+    cache: Cache
+    view: int
+    seed: int
+    workers: int
+    batch_size: int
+    device: torch.device | Device
+    content_hashes: Sequence[bytes] | None
+    progress: Progress | None
+
+    def fill(self, backbone: Backbone | LazyBackbone, card: Card, cut: int, transform: Transform) -> Extracted:
+        """Compute what the cache lacks, and return all."""
+        start, cache, view, seed, workers = time.perf_counter(), self.cache, self.view, self.seed, self.workers
+        named = identity(backbone, card)
+        space = cache.space(weights=named, transform=transform.key, cut=cut, description=f"{card.name} cut {cut}")
+        hashes = self.content_hashes
+        keys = row_keys(
+            self.dataset, self.rows, transform, view=view, seed=seed, content_hashes=hashes, workers=workers
+        )
+        missing = _first_of_each(keys, ~space.find(keys))
+        choice = None
+        if len(missing):
+            from warmstart import engine
+
+            where = runtime.pick_device(self.device) if isinstance(self.device, str) else self.device
+            batch = engine.batch_size(self.batch_size, where)
+            job = _Job(self.dataset, self.rows[missing], keys[missing], transform, view, seed, workers, batch)
+            choice = _compute(job, engine.Prefix(_network(backbone), named, cut, where), space, cache, self.progress)
+        return Extracted(
+            values=space.rows(keys).load(),
+            computed=len(missing),
+            hits=len(self.rows) - len(missing),
+            seconds=time.perf_counter() - start,
+            engine=choice.name if choice else "cache",
+            engine_table=choice.table if choice else {},
+        )
+
+
+def _last_cut(backbone: Backbone | LazyBackbone) -> int:
+    return backbone.num_groups if isinstance(backbone, LazyBackbone) else len(backbone.layer_groups())
+
+
+def _side_by_side(found: Sequence[Extracted]) -> Extracted:
+    """Join the features of parts: a row counts as computed when one of them had to compute it."""
+    computed = max(one.computed for one in found)
     return Extracted(
-        values=space.rows(keys).load(),
-        computed=len(missing),
-        hits=len(rows) - len(missing),
-        seconds=time.perf_counter() - start,
-        engine=choice.name if choice else "cache",
-        engine_table=choice.table if choice else {},
+        values=np.concatenate([np.asarray(one.values) for one in found], axis=1),  # (N, D₁ + … + Dₙ)
+        computed=computed,
+        hits=found[0].computed + found[0].hits - computed,
+        seconds=sum(one.seconds for one in found),
+        engine=next((one.engine for one in found if one.computed), "cache"),
+        engine_table=next((one.engine_table for one in found if one.engine_table), {}),
     )
 
 

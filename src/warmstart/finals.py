@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from warmstart import choosing, comparing, config, pace, tune
+from warmstart import choosing, comparing, config, pace, stacking, tune
 from warmstart.choosing import Chosen
 from warmstart.config import Choice
 from warmstart.errors import WarmstartError
@@ -87,7 +87,11 @@ def candidates(session: Session, data: Prepared, chosen: Chosen, trials: Sequenc
     for rival in chosen.finalists[:NUM_RIVALS]:
         if _affords_probe(session, data, chosen, rival):
             yield rival
-    best, _ = choosing.pick(session, data, list(trials))
+    yield from stacking.candidates(session, data, chosen, trials)
+    singles = [trial for trial in trials if not stacking.is_stack(trial)]
+    if not singles:  # a stack was asked for by name, and is only probed
+        return
+    best, _ = choosing.pick(session, data, singles)
     with session.part("finals"):
         found = planned(session, data, best)
     if found.candidate is not None:

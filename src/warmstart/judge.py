@@ -45,8 +45,8 @@ def save(session: Session, data: Prepared, winner: Trial) -> TrainedModel:
     model = replace(winner.trained, temperature=temperature or 1.0)
     with session.stage("save"):
         folder = model.save(session.folder.path / "weights")
-        for file in sorted(folder.iterdir()):
-            session.folder.add_file(f"weights/{file.name}")
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            session.folder.add_file(f"weights/{file.relative_to(folder).as_posix()}")
         saved = trained.load(folder, build=model.built)
     record(session, data, "val", calibrate.scaled(val, model.temperature, link=data.task.link))
     if not data.splits.folds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from warmstart.data.transforms import Transform
+    from warmstart.data.transforms import Augment, Transform
     from warmstart.extract import Extracted
     from warmstart.models import Backbone
     from warmstart.models.model import Model
@@ -43,6 +43,31 @@ class Framing:
     image_size: int
     resize: int | None = None
     fit: Literal["crop", "squash", "pad"] = "crop"
+
+    def plain(self, card: Card) -> Transform:
+        """Return the transform of validation and prediction for the weights of a card.
+
+        Raises:
+            RecipeError: A size that the weights do not take.
+        """
+        from warmstart.data import transforms
+
+        whole = transforms.for_eval(card.spec, image_size=self.image_size, resize=self.resize, fit=self.fit)
+        squares = tuple(replace(self, image_size=part.image_size).plain(part.card) for part in card.parts)
+        return transforms.SideBySide(squares) if squares else whole
+
+    def augmented(self, card: Card, augment: Augment) -> Transform:
+        """Return the transform of training pictures for the weights of a card.
+
+        Raises:
+            RecipeError: A size that the weights do not take.
+        """
+        from warmstart.data import transforms
+
+        size, resize, fit = self.image_size, self.resize, self.fit
+        whole = transforms.for_train(card.spec, image_size=size, resize=resize, fit=fit, augment=augment)
+        inside = tuple(replace(self, image_size=part.image_size).augmented(part.card, augment) for part in card.parts)
+        return transforms.SideBySide(inside) if inside else whole
 
 
 class Frozen:
@@ -110,12 +135,7 @@ class TrainedModel:
 
     def transform(self) -> Transform:
         """Return the transform of a picture for prediction."""
-        from warmstart.data import transforms
-
-        framing = self.framing
-        return transforms.for_eval(
-            self.card.spec, image_size=framing.image_size, resize=framing.resize, fit=framing.fit
-        )
+        return self.framing.plain(self.card)
 
     def predictions(
         self,
@@ -218,7 +238,7 @@ class TrainedModel:
         if self.frozen is not None:
             tensors, head = str(self.card.weights_hash), weights.arrays_hash(self.frozen.head.arrays())
         else:
-            tensors = weights.weights_hash(weights.tensors_of(self.model.backbone))
+            tensors = weights.backbone_hash(self.model.backbone)
             head = weights.weights_hash(self.model.head.state_dict())
         return runtime.digest(tensors, head, said)
 

@@ -23,7 +23,7 @@ from warmstart.prepare import Prepared
 from warmstart.reporting.facts import Curve, Series
 from warmstart.rundir import RunDir
 from warmstart.session import Session
-from warmstart.strategies import Group, Strategy
+from warmstart.strategies import Group, Strategy, deepest_cut
 from warmstart.tasks import Predictions, concatenate
 from warmstart.trained import Frozen, TrainedModel
 
@@ -198,10 +198,29 @@ def build(session: Session, data: Prepared, candidate: Candidate, folds: Sequenc
 
     strategy = _strategy(candidate)
     place = bench.load(session, data, candidate.backbone, candidate.image_size)
+    if place.card.parts:
+        _refuse_thawing(place, candidate)
     head = solve_head(place, folds) if strategy.head_start in ("solved", "only") else HeadStart()
     model = Model(place.backbone, _head(place, strategy, head.solved))
     model.to(session.device).to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     return Ready(strategy, place, model, tuple(strategy.prepare(model)), head)
+
+
+def _refuse_thawing(place: Bench, candidate: Candidate) -> None:
+    """Refuse to tune the backbones of a stack, before anything is computed for it.
+
+    Raises:
+        RecipeError: The strategy would let one of them learn.
+    """
+    from warmstart.models.model import Model
+
+    strategy, head = _strategy(candidate), place.data.task.head(place.backbone.dim)
+    model = Model(place.backbone, head)
+    if deepest_cut(model, strategy.prepare(model)) < place.num_groups:
+        raise RecipeError(
+            f"strategy {candidate.name} would tune the backbones of {candidate.backbone}, and a stack is only probed",
+            f"--strategy probe, or one of them: --backbone {place.card.parts[0].card.name}",
+        )
 
 
 def _strategy(candidate: Candidate) -> Strategy:

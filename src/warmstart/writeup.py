@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from warmstart import calibrate, config, evaluation, finals, pictured, reporting, runtime
+from warmstart import calibrate, choosing, config, evaluation, finals, pictured, reporting, runtime
 from warmstart.choosing import Chosen, Rivalry
 from warmstart.data import SPLITS
 from warmstart.finals import Plan
@@ -278,10 +278,22 @@ def attempts(story: Story) -> tuple[f.Attempt, ...]:
                 chosen=trial is story.winner,
                 reason=_reason(story, trial),
                 curves=trial.curves,
-                details=dict(trial.details),
+                details={**trial.details, **_cost_of_use(trial, story.trials[0])},
             )
         )
     return tuple(told)
+
+
+def _cost_of_use(trial: Trial, first: Trial) -> dict[str, str]:
+    """Say what an answer of a trial's model costs, beside the first one's."""
+    macs, other = (
+        choosing.work(each.trained.card, each.candidate.image_size) if each.trained.card.macs else None
+        for each in (trial, first)
+    )
+    if macs is None or other is None:
+        return {}
+    told = f"{macs / 1e9:.3g} G" + (f", {macs / other:.2f} × the first trial" if macs != other else "")
+    return {"multiply-adds per picture": told}
 
 
 def _planned(story: Story) -> Trial | None:

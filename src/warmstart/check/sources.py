@@ -10,7 +10,7 @@ from torch import nn
 
 from warmstart.errors import SourceError
 from warmstart.models import Backbone, Card
-from warmstart.models.weights import tensors_of, weights_hash
+from warmstart.models.weights import backbone_hash
 from warmstart.sources import Source
 
 LOADERS = ("torch.load", "safetensors.torch.load_file", "safetensors.torch.load", "safetensors.safe_open")
@@ -102,7 +102,7 @@ def _check_loaded(source: Source, known: str, where: str) -> None:
     assert isinstance(backbone, Backbone), f"{where}: {type(backbone).__name__} lacks a member of the Backbone protocol"
     assert not backbone.training, f"{where}: the backbone is in train mode"
     assert card == again, f"{where}: loading twice gives two cards"
-    count, found = sum(p.numel() for p in backbone.parameters()), weights_hash(tensors_of(backbone))
+    count, found = sum(p.numel() for p in backbone.parameters()), backbone_hash(backbone)
     assert card.num_params == count, f"{where}: the card says {card.num_params} parameters, and there are {count}"
     assert card.dim == backbone.dim, f"{where}: the card says dim {card.dim}, and the backbone {backbone.dim}"
     assert card.weights_hash == found, f"{where}: the card says hash {card.weights_hash}, and the weights have {found}"

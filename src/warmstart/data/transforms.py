@@ -5,6 +5,7 @@ Transforms stop at uint8: normalising belongs to the backbone, which knows the f
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -152,6 +153,38 @@ class TrainTransform:
         size = [self.geometry.image_size, self.geometry.image_size]
         mode = InterpolationMode(self.geometry.interpolation)
         return functional.resized_crop(picture, top, left, height, width, size, mode)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The squares of several transforms on one sheet, left to right, each at the top; what is below is black.
+
+    A random one of them draws what it would draw alone.
+    """
+
+    parts: tuple[Transform, ...]
+
+    @property
+    def key(self) -> str:
+        """Complete description, for cache keys."""
+        return " beside ".join(part.key for part in self.parts)
+
+    @property
+    def random(self) -> bool:
+        """True when any of them is."""
+        return any(part.random for part in self.parts)
+
+    def __call__(self, picture: Image, rng: np.random.Generator | None = None) -> Tensor:
+        """Return the sheet: as high as the highest square, as wide as all together."""
+        import torch
+
+        squares = [part(picture, copy.deepcopy(rng)) for part in self.parts]
+        height, width = max(one.shape[1] for one in squares), sum(one.shape[2] for one in squares)
+        sheet, left = torch.zeros((3, height, width), dtype=torch.uint8), 0
+        for one in squares:
+            sheet[:, : one.shape[1], left : left + one.shape[2]] = one
+            left += one.shape[2]
+        return sheet
 
 
 def for_eval(

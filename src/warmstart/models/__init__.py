@@ -60,6 +60,8 @@ class Card:
     arch: str | None = None
     """Which network, for the loader: `timm:tf_efficientnet_lite0`, `torchvision:resnet50`."""
     notes: str = ""
+    parts: tuple[Part, ...] = ()
+    """The backbones that a stack is made of; empty for a network of its own."""
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON-ready dict; `from_json` is its inverse."""
@@ -72,8 +74,18 @@ class Card:
         for key in ("mean", "std"):
             if key in spec:
                 spec[key] = tuple(spec[key])
-        known = {k: v for k, v in facts.items() if k in Card.__dataclass_fields__ and k != "spec"}
-        return Card(**known, spec=InputSpec(**{k: v for k, v in spec.items() if k in InputSpec.__dataclass_fields__}))  # type: ignore[arg-type]
+        known = {k: v for k, v in facts.items() if k in Card.__dataclass_fields__ and k not in ("spec", "parts")}
+        parts = tuple(Part(Card.from_json(p["card"]), int(p["image_size"])) for p in facts.get("parts") or ())  # type: ignore[attr-defined]
+        inner = InputSpec(**{k: v for k, v in spec.items() if k in InputSpec.__dataclass_fields__})
+        return Card(**known, spec=inner, parts=parts)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One backbone of a stack, and the side in pixels that it sees pictures at."""
+
+    card: Card
+    image_size: int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,7 +54,7 @@ def identity(backbone: Backbone, card: Card) -> str:
     """
     from warmstart.models import weights
 
-    return _identity(backbone, card, weights.weights_hash(weights.tensors_of(backbone)))
+    return _identity(backbone, card, weights.backbone_hash(backbone))
 
 
 def _identity(backbone: Backbone, card: Card, tensors: str) -> str:
@@ -71,13 +71,21 @@ class LazyBackbone:
         outline: What else is known.
         build: Builds it with its weights, and returns it with its card.
         tensors: A safetensors file with its tensors and nothing else, where there is one.
+        parts: The backbones of a stack.
     """
 
     def __init__(
-        self, card: Card, outline: Outline, build: Callable[[], tuple[Backbone, Card]], *, tensors: Path | None = None
+        self,
+        card: Card,
+        outline: Outline,
+        build: Callable[[], tuple[Backbone, Card]],
+        *,
+        tensors: Path | None = None,
+        parts: tuple[LazyBackbone, ...] = (),
     ) -> None:
         self.card = card
         self.tensors = tensors
+        self.parts = parts
         self._outline = outline
         self._build = build
         self._backbone: Backbone | None = None
@@ -88,6 +96,18 @@ class LazyBackbone:
         lazy = LazyBackbone(card, Outline.of(backbone, card), lambda: (backbone, card))
         lazy._backbone = backbone
         return lazy
+
+    @staticmethod
+    def stacked(card: Card, parts: Sequence[LazyBackbone]) -> LazyBackbone:
+        """Put backbones side by side, as their joined card says; none is built for it."""
+
+        def build() -> tuple[Backbone, Card]:
+            from warmstart.models.stack import Stack
+
+            return Stack([part.get() for part in parts], [part.image_size for part in card.parts]).eval(), card
+
+        outline = Outline(runtime.digest("stack", *(part.identity for part in parts)), len(parts))
+        return LazyBackbone(card, outline, build, parts=tuple(parts))
 
     @property
     def built(self) -> bool:
@@ -120,6 +140,15 @@ class LazyBackbone:
                 )
             self._backbone = backbone
         return self._backbone
+
+
+def parts(backbone: Backbone | LazyBackbone) -> tuple[Backbone | LazyBackbone, ...]:
+    """Return the backbones of a stack, unbuilt where that is enough; nothing for a network of its own."""
+    if isinstance(backbone, LazyBackbone):
+        return backbone.parts or (parts(backbone.get()) if backbone.card.parts else ())
+    from warmstart.models.stack import Stack
+
+    return tuple(backbone.each()) if isinstance(backbone, Stack) else ()
 
 
 def known(card: Card) -> Outline | None:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,7 +19,7 @@ import numpy as np
 
 from warmstart import durable
 from warmstart.errors import CheckpointError, RunError, SourceError, WarmstartError, listed
-from warmstart.models import Card, lazy
+from warmstart.models import Card, lazy, parts
 from warmstart.models.lazy import LazyBackbone
 
 if TYPE_CHECKING:
@@ -95,6 +95,15 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
         (name, str(tensor.dtype), list(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().data)
         for name, tensor in sorted(named.items())
     )
+
+
+def backbone_hash(backbone: Backbone) -> str:
+    """Hash the weights of a backbone as they are now; those of a stack by the hash and input size of each part."""
+    inside = cast("tuple[Backbone, ...]", lazy.parts(backbone))
+    if not inside:
+        return weights_hash(tensors_of(backbone))
+    sizes: tuple[int, ...] = backbone.sizes  # type: ignore[attr-defined]
+    return str(parts.hash_of([(backbone_hash(part), size) for part, size in zip(inside, sizes, strict=True)]))
 
 
 def hash_of(data: bytes) -> str:
@@ -203,8 +212,9 @@ def refuse_pickle(path: Path) -> None:
         CheckpointError: With the command that converts it.
     """
     with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix in PICKLES or start.startswith(PICKLE_STARTS):
+        start = file.read(9)
+    safe = start[4:] == b"\0\0\0\0{"  # the length of a safetensors header may begin like a pickle
+    if path.suffix in PICKLES or (start.startswith(PICKLE_STARTS) and not safe):
         raise CheckpointError(
             f"{path} is a pickle, which can run code when it is read; expected safetensors",
             'where you trust it: python -c "import torch, safetensors.torch as s; '
@@ -249,6 +259,8 @@ def save_backbone(backbone: Backbone | LazyBackbone, card: Card, folder: Path) -
     Raises:
         RunError: The disk refused.
     """
+    if card.parts:
+        return _save_parts(lazy.parts(backbone), card, folder)
     if isinstance(backbone, LazyBackbone):
         data = _whole(backbone)
         if data is not None:
@@ -262,6 +274,19 @@ def save_backbone(backbone: Backbone | LazyBackbone, card: Card, folder: Path) -
     if isinstance(backbone, LazyBackbone) and backbone.card.weights_hash == card.weights_hash:
         _keep(card, folder / WEIGHTS)
     return card
+
+
+def _save_parts(backbones: Sequence[Backbone | LazyBackbone], card: Card, folder: Path) -> Card:
+    """Write each part of a stack as a weights folder of its own, then their joined card."""
+    both = list(zip(backbones, card.parts, strict=True))
+    saved = [save_backbone(one, part.card, _part(folder, at)) for at, (one, part) in enumerate(both)]
+    card = parts.joined(card.name, [replace(part, card=new) for new, part in zip(saved, card.parts, strict=True)])
+    durable.write_json(folder / CARD, card.to_json())
+    return card
+
+
+def _part(folder: Path, at: int) -> Path:
+    return folder / f"part{at + 1}"
 
 
 def _whole(backbone: LazyBackbone) -> bytes | None:
@@ -291,6 +316,10 @@ def _keep(card: Card, saved: Path) -> None:
 
 def completed(card: Card, backbone: Backbone) -> Card:
     """Return the card with the hash, size, dimension and input spec of a backbone as it is now."""
+    inside = cast("tuple[Backbone, ...]", lazy.parts(backbone))
+    if inside:
+        both = zip(inside, card.parts, strict=True)
+        return parts.joined(card.name, [replace(part, card=completed(part.card, one)) for one, part in both])
     num_params = sum(parameter.numel() for parameter in cast("nn.Module", backbone).parameters())
     identity = weights_hash(tensors_of(backbone))
     return replace(card, weights_hash=identity, num_params=num_params, dim=backbone.dim, spec=backbone.spec)
@@ -319,6 +348,8 @@ def load_folder(folder: Path) -> tuple[Backbone, Card]:
     from warmstart.models.build import backbone as build
 
     card = read_card(folder)
+    if card.parts:
+        return _open_parts(card, folder).get(), card
     tensors = load_tensors(folder / WEIGHTS)
     card = _as_said(card, folder, weights_hash(tensors))
     backbone = build(card.arch or "", card.spec)
@@ -334,6 +365,8 @@ def open_folder(folder: Path) -> LazyBackbone:
         SourceError: The architecture is unknown here.
     """
     card, path = read_card(folder), folder / WEIGHTS
+    if card.parts:
+        return _open_parts(card, folder)
     _refuse_missing(path)
     with reading(path, "safetensors weights", "fetch or save the weights again"):
         found = hash_of(path.read_bytes())
@@ -344,6 +377,17 @@ def open_folder(folder: Path) -> LazyBackbone:
     backbone = LazyBackbone.of(*load_folder(folder))
     lazy.remember(lazy.Outline.of(backbone.get(), card), card)
     return backbone
+
+
+def _open_parts(card: Card, folder: Path) -> LazyBackbone:
+    """Check each part of a stack, and that these are the parts of which its card speaks."""
+    opened = [open_folder(_part(folder, at)) for at in range(len(card.parts))]
+    if parts.joined(card.name, [replace(p, card=o.card) for o, p in zip(opened, card.parts, strict=True)]) != card:
+        raise CheckpointError(
+            f"the parts in {folder} are not those that its {CARD} speaks of",
+            "copy the folder again from where it was made, all of it",
+        )
+    return LazyBackbone.stacked(card, opened)
 
 
 def _as_said(card: Card, folder: Path, found: str) -> Card:

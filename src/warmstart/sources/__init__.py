@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from warmstart import plugins
 from warmstart.errors import SourceError, closest
+from warmstart.models import Part, parts
 from warmstart.models.lazy import LazyBackbone
 from warmstart.sources import _memory
 
@@ -91,6 +92,12 @@ def defer(name: str, then: Callable[[Backbone], None] | None = None) -> LazyBack
     Raises:
         SourceError: See `Source.load`.
     """
+    stack = parts.parse(name)
+    if stack:
+        inside = [(defer(part, then), size) for part, size in stack]
+        return LazyBackbone.stacked(
+            parts.joined(name, [Part(one.card, size) for one, size in inside]), [one for one, _ in inside]
+        )
 
     def build() -> tuple[Backbone, Card]:
         backbone, card = load(name)
@@ -108,9 +115,11 @@ def card(name: str) -> Card:
     Raises:
         SourceError: Unknown name, or unlisted weights that cannot be loaded.
     """
-    known = _memory.recall(name)
+    known, stack = _memory.recall(name), parts.parse(name)
     if known is not None:
         return known[0]
+    if stack:
+        return parts.joined(name, [Part(card(part), size) for part, size in stack])
     source, _ = find(name)
     listed = (card for card in source.available() if card.name == name)
     return next(listed, None) or load(name)[1]

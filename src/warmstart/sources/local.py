@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -83,8 +84,8 @@ class Local:
         """Return what the folder holds of weights and their description."""
         path = self.fetch(name)
         folder = path.parent if path.is_file() else path
-        places = (folder / each for each in ("model.safetensors", "card.json", "config.json"))
-        return tuple(place for place in places if place.is_file())
+        places = ((folder, *sorted(folder.glob("part*"))), ("model.safetensors", "card.json", "config.json"))
+        return tuple(place for place in (at / each for at, each in itertools.product(*places)) if place.is_file())
 
 
 def _refuse_pickles(folder: Path) -> None:
