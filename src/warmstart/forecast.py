@@ -33,8 +33,10 @@ STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 """Numbers that an optimizer keeps beside each parameter."""
 SCATTER = 1.25
 """Memory that the system gives for the memory that is asked for: allocators leave holes."""
-WORKSPACE = 80 * 2**20
-"""What kernels need for themselves, and what loading leaves behind."""
+WORKSPACE = 50 * 2**20
+"""What kernels need for themselves."""
+LEFT_BY_LOADING = 0.3
+"""Share of the weights that loading leaves behind in holes."""
 LOADED_BEST = 0.5
 """Share of the best weights, read back at the end, that does not find room in what the steps have freed."""
 SAFETY = 1.10
@@ -413,7 +415,8 @@ class _Work:
         stages, load = self.stages, self.load
         learning = max(stages.learning)
         copies = STATES[load.optimizer] + load.ema + 3 * stages.pulled + (micro < load.batch_size) + LOADED_BEST
-        networks = 2 if load.num_fits > 1 else 1  # the one that is kept waits while folds are fitted
+        networks = 2.0 if load.num_fits > 1 else 1.0  # the one that is kept waits while folds are fitted
+        networks += LEFT_BY_LOADING
         kept = FLOAT * (networks * sum(self.profile.network.parameters) + copies * learning) + self._values_bytes()
         return kept + max(self._step_bytes(min(stages.first), micro), self._predict_bytes(stages.fed))
 

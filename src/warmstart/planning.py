@@ -29,6 +29,8 @@ MEASURING_SECONDS = 16.0
 """What the steps of all backbones may take together; the more backbones, the fewer pictures each."""
 MOST_SECONDS = 1.5
 REPORT_SECONDS = 8.0
+UNEVEN = 1.15
+"""What a budget that is recommended has above what is needed: reading the data takes another time every time."""
 SPARE = 0.9
 """Share of the budget that a plan may fill: forecasts err."""
 
@@ -328,5 +330,5 @@ def _name(option: Option) -> str:
 
 def _minutes(seconds: float, *, up: bool = False) -> str:
     """Write a duration as the command line takes it."""
-    whole = int(-(-seconds // 1)) if up else round(seconds)
+    whole = int(-(-UNEVEN * seconds // 5)) * 5 if up else round(seconds)
     return f"{whole}s" if whole < 120 else f"{-(-whole // 60) if up else round(whole / 60)}m"

@@ -136,7 +136,7 @@ def test_the_peak_is_what_is_held_and_the_largest_stage() -> None:
     pixels = 27_648 * (2 * 32 + 2 * 4 * 16)
     step = forecast.SCATTER * 66 * MIB + forecast.WORKSPACE + pixels
     assert found.peak_stage == "fit"
-    assert found.peak_bytes == pytest.approx(700 * MIB + 3.5 * weights + step, abs=1)
+    assert found.peak_bytes == pytest.approx(700 * MIB + 3.8 * weights + step, abs=1)
     sgd = cost("full", dataclasses.replace(LOAD, optimizer="sgd"), head="fresh")
     assert found.peak_bytes - sgd.peak_bytes == pytest.approx(weights, abs=1)
     pulled = cost("l2_sp", LOAD, head="fresh")
@@ -354,7 +354,7 @@ def test_when_the_budget_is_too_short_the_smallest_that_would_do_is_named() -> N
     with pytest.raises(RecipeError) as error:
         planning._require_some(options(slow, dataclasses.replace(slow, epoch_seconds=500.0)), [made()], LIMITS)
     assert str(error.value) == (
-        "no option fits budget=60s; the quickest is full on test/round at 96 px in 108s\n  fix: --budget 108s"
+        "no option fits budget=60s; the quickest is full on test/round at 96 px in 108s\n  fix: --budget 3m"
     )
 
 
