@@ -158,7 +158,9 @@ def load_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
 def is_pickle(path: Path) -> bool:
     """Tell a pickle or a torch.save archive by its first bytes."""
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(9)
+    if start[4:] == b"\0\0\0\0{":  # safetensors: the header's length, which may begin like a pickle, and the header
+        return False
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from warmstart import checkpoint
 from warmstart.errors import CheckpointError, WarmstartError
+from warmstart.models import weights
 
 
 def tensors(seed: int) -> dict[str, Tensor]:
@@ -119,6 +120,17 @@ def test_a_generation_under_another_number_is_refused(tmp_path: Path) -> None:
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, (Path("/tmp/warmstart-bomb"),))
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path, length: int) -> None:
+    path, wanted = tmp_path / "weights.safetensors", {"a": torch.arange(3.0)}
+    whole = save(wanted)
+    old = int.from_bytes(whole[:8], "little")
+    path.write_bytes(length.to_bytes(8, "little") + whole[8 : 8 + old].ljust(length) + whole[8 + old :])
+    assert path.read_bytes()[0] == pickle.PROTO[0], "as a pickle begins"
+    assert same(checkpoint.load_tensors(path), wanted)
+    weights.refuse_pickle(path)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "old torch"])
