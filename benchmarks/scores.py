@@ -138,23 +138,23 @@ def _file(task: str, backbone: str) -> Path:
 # Data
 
 
-def _cifar() -> Pictures:
+def _cifar(num: int = 1200) -> Pictures:
     import assets
 
-    return assets.cifar10("train", 1200)
+    return assets.cifar10("train", num)
 
 
-def _fashion() -> Pictures:
+def _fashion(num: int = 1000) -> Pictures:
     import assets
 
     folder = assets.fashion_mnist_folder()
-    pixels = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 1000 * 784]
-    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8 : 8 + 1000]
+    pixels = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16 : 16 + num * 784]
+    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8 : 8 + num]
     return np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8).astype(np.int64)
 
 
-def _elpv(choose: Callable[[float, str], int | None]) -> Pictures:
-    """Read 800 of the solar cells that have a class, in an order that mixes them."""
+def _elpv(choose: Callable[[float, str], int | None], num: int = 800) -> Pictures:
+    """Read some of the solar cells that have a class, in an order that mixes them."""
     from PIL import Image
 
     import assets
@@ -164,25 +164,25 @@ def _elpv(choose: Callable[[float, str], int | None]) -> Pictures:
         rows = [line.split() for line in lines if line.strip()]
         kept = [(name, choose(float(defect), kind)) for name, defect, kind in rows]
         known = [(name, label) for name, label in kept if label is not None]
-        picked = [known[row] for row in runtime.rng(SEED, "elpv").permutation(len(known))[:800]]
+        picked = [known[row] for row in runtime.rng(SEED, "elpv").permutation(len(known))[:num]]
         files = [archive.read(f"elpv_dataset/data/{name}") for name, _ in picked]
     pixels = [np.asarray(Image.open(io.BytesIO(data)).resize((128, 128), Image.Resampling.BOX)) for data in files]
     return np.stack(pixels), np.array([label for _, label in picked])
 
 
-def _digits() -> Pictures:
+def _digits(num: int = 800) -> Pictures:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    pixels = (found.images[:800] * 255 / 16).astype(np.uint8)
-    return np.kron(pixels, np.ones((1, 4, 4), np.uint8)), found.target[:800]
+    pixels = (found.images[:num] * 255 / 16).astype(np.uint8)
+    return np.kron(pixels, np.ones((1, 4, 4), np.uint8)), found.target[:num]
 
 
-PICTURES: Mapping[str, Callable[[], Pictures]] = {
+PICTURES: Mapping[str, Callable[..., Pictures]] = {
     "cifar": _cifar,
     "fashion": _fashion,
-    "elpv_defects": lambda: _elpv(lambda defect, kind: {0.0: 0, 1.0: 1}.get(defect)),
-    "elpv_types": lambda: _elpv(lambda defect, kind: int(kind == "poly") if defect in (0.0, 1.0) else None),
+    "elpv_defects": lambda *num: _elpv(lambda defect, kind: {0.0: 0, 1.0: 1}.get(defect), *num),
+    "elpv_types": lambda *num: _elpv(lambda defect, kind: int(kind == "poly") if defect in (0.0, 1.0) else None, *num),
     "digits": _digits,
 }
 """Both tasks of solar cells see the same pictures, so the cache computes them once."""
