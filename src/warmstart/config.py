@@ -101,6 +101,21 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """The search for better settings that follows the planned fit of `run`."""
+
+    trials: int | None = None
+    """Settings to try by short trials after the planned fit; what the budget allows when not given, 0 for none."""
+    space: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """What to try for each key: two numbers are a range, anything else lists choices; the usual when not given."""
+
+    @property
+    def asked(self) -> bool:
+        """Say whether somebody asked for a search."""
+        return self.trials != 0 and bool(self.trials or self.space)
+
+
+@dataclass(frozen=True)
 class Choice:
     """A plug-in by name, with the options that were given for it."""
 
@@ -130,6 +145,8 @@ class Recipe:
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """How the learning rate moves."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """The search for better settings."""
     epochs: int | None = None
     """Passes over the training examples; what the budget allows, at most 30, when not given."""
     batch_size: int = 32
@@ -166,13 +183,23 @@ LEAST = {
     "early_stopping": 1,
     "max_params": 1,
     "memory": 1,
+    "search.trials": 0,
 }
 """The smallest value of each count."""
 
 Owner = TypeVar("Owner")
 Value = TypeVar("Value")
 PLUGIN_KEYS = {"task": "task", "strategy": "strategy"}
-SECTIONS: dict[str, type] = {"data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "search": SearchConfig,
+}
+SPACE = "search.space."
+"""What the keys of a search space begin with; the key that is tried follows."""
+TRIED = ("data.augment", "batch_size", "ema")
+"""Keys that may be tried beside those of optimizer, schedule and strategy."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +294,10 @@ def set_key(recipe: Recipe, key: str, value: object) -> Recipe:
     """Return the recipe with one dotted key changed."""
     section, _, rest = key.partition(".")
     changed = value
-    if section in PLUGIN_KEYS:
+    if key.startswith(SPACE):
+        space = {**recipe.search.space, key.removeprefix(SPACE): tuple(cast("Sequence[object]", value))}
+        changed = _replaced(recipe.search, "space", space)
+    elif section in PLUGIN_KEYS:
         choice: Choice = getattr(recipe, section)
         if rest in ("", "name"):
             changed = _replaced(choice, "name", value)
@@ -284,6 +314,8 @@ def _replaced(owner: Owner, name: str, value: object) -> Owner:
 
 def get_key(recipe: Recipe, key: str) -> object:
     """Return the value of one dotted key; `strategy` means `strategy.name`."""
+    if key.startswith(SPACE):
+        return recipe.search.space.get(key.removeprefix(SPACE))
     section, _, rest = key.partition(".")
     value = getattr(recipe, section)
     if section in PLUGIN_KEYS:
@@ -298,6 +330,8 @@ def keys(recipe: Recipe) -> list[str]:
         value = getattr(recipe, entry.name)
         if isinstance(value, Choice):
             found += [f"{entry.name}.name", *(f"{entry.name}.{option}" for option in value.options)]
+        elif isinstance(value, SearchConfig):
+            found += ["search.trials", *(SPACE + tried for tried in value.space)]
         elif dataclasses.is_dataclass(value):
             found += [f"{entry.name}.{inner.name}" for inner in dataclasses.fields(value)]
         else:
@@ -387,7 +421,7 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _merge(values: dict[str, object], origins: dict[str, str], new: Mapping[str, object], origin: str) -> None:
-    for key, value in new.items():
+    for key, value in _flat(new).items():
         name = f"{key}.name" if key in (*PLUGIN_KEYS, "optim", "schedule") else key
         values[name] = value
         origins[name] = origin
@@ -422,6 +456,10 @@ def _checked(key: str, value: object, values: Mapping[str, object]) -> object:
     if section in PLUGIN_KEYS and rest == "name":
         plugins.load(section, str(value))
         return str(value)
+    if key.startswith(SPACE):
+        return _choices(key, value, values)
+    if key == SPACE[:-1]:
+        raise RecipeError(f"{key}={value!r} names no key", f"{SPACE}optim.lr=[1e-4, 1e-3]")
     converted, least = _convert(key, value, _type_of(key, values)), LEAST.get(key)
     if least is not None and isinstance(converted, int) and converted < least:
         raise RecipeError(f"{key}={value!r} does not fit (expected at least {least})", f"{key}={least}")
@@ -444,6 +482,60 @@ def _type_of(key: str, values: Mapping[str, object]) -> object:
         everything = [prefix + name for name in types] + keys(Recipe())
         raise RecipeError(f"unknown key {key!r}", closest(key, everything))
     return types[wanted]
+
+
+def _choices(key: str, value: object, values: Mapping[str, object]) -> tuple[object, ...]:
+    """Return what is to be tried for a key, each in that key's type; words separated by commas are a list too."""
+    tried, known = key.removeprefix(SPACE), _searchable(values)
+    if tried not in known:
+        raise RecipeError(f"{key}: {tried!r} is no key that can be searched", closest(tried, known))
+    example = f"{key}={_toml_value(_words(known[tried]) or ([1e-4, 1e-3] if _takes(known[tried], float) else [1, 4]))}"
+    value = value.strip("[] ").split(",") if isinstance(value, str) else value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise RecipeError(f"{key}={value!r} is neither a range nor a list of choices", example)
+    try:
+        words = (one.strip(" \"'") if isinstance(one, str) else one for one in value)
+        found = tuple(_convert(key, word, known[tried]) for word in words)
+    except RecipeError as error:
+        raise RecipeError(error.problem, example) from error
+    least = LEAST.get(tried)
+    for one in found if least is not None else ():
+        if isinstance(one, int) and one < cast("int", least):
+            raise RecipeError(f"{key}={one} does not fit (expected at least {least})", example)
+    if is_range(found) and found[0] >= found[1]:  # type: ignore[operator]
+        turned = _toml_value(sorted(set(found)))  # type: ignore[type-var]
+        raise RecipeError(f"{key}={list(found)} is no range (expected low < high)", f"{key}={turned}")
+    return found
+
+
+def is_range(choices: Sequence[object]) -> bool:
+    """Say whether what is to be tried for a key is a range: two numbers.
+
+    Example:
+        >>> is_range((1e-5, 1e-3)), is_range((1, 2, 4)), is_range(("none", "flip"))
+        (True, False, False)
+    """
+    return len(choices) == 2 and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in choices)
+
+
+def _searchable(values: Mapping[str, object]) -> dict[str, object]:
+    """Map each key that a search may try to its type; those of the given strategy first.
+
+    Every strategy's options are among them: what a search tried stands in the recipe of whatever was better in the end.
+    """
+    given = values.get("strategy.name")
+    known: dict[str, object] = {}
+    for name in sorted(plugins.names("strategy"), key=lambda name: name != given):
+        types = plugins.option_types(plugins.load("strategy", name))
+        known = {
+            f"strategy.{option}": kind for option, kind in types.items()
+        } | known  # the first to have it says its type
+    known |= {key: _type_of(key, values) for key in keys(Recipe()) if key.startswith(("optim.", "schedule."))}
+    return known | {key: _type_of(key, values) for key in TRIED}
+
+
+def _takes(wanted: object, kind: type) -> bool:
+    return kind in (wanted, *getattr(wanted, "__args__", ()))
 
 
 def _convert(key: str, value: object, wanted: object) -> object:
@@ -485,6 +577,8 @@ def _type_name(wanted: object) -> str:
 
 
 def _toml_value(value: object) -> str:
+    if value is None:
+        return '"none"'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):

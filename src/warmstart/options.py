@@ -31,6 +31,7 @@ RECIPE_KEYS = {
     "device": "device",
     "budget": "budget",
     "memory": "memory",
+    "search": "search.trials",
 }
 """Option → key of the recipe that it sets."""
 
@@ -58,6 +59,7 @@ class Options(TypedDict, total=False):
     device: str | None
     budget: str | float | None
     memory: str | int | None
+    search: int | None
     recipe: str | Path | None
     overrides: Sequence[str] | Mapping[str, object]
     out: str | Path | None
