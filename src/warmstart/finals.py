@@ -41,6 +41,8 @@ RIVAL_SHARE = 0.1
 NUM_RIVALS = 2
 MOVING = 0.6
 """The depth tried beside all and one is that of the last groups which hold this share of the relative gradient."""
+FIRST_SHARE = 0.4
+"""Share of what is left that the planned fit may take when a search is asked for, which wants as much for its own."""
 RATES = (1 / 3, 3.0)
 """Learning rates tried beside the usual one, as multiples of it."""
 PLAN = "finals"
@@ -61,6 +63,8 @@ class Short:
     seconds: float
     verdict: str
     """Against the best of its round."""
+    candidate: Candidate | None = None
+    """What was tried, for a search to go on from."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,30 @@ def candidates(session: Session, data: Prepared, chosen: Chosen, trials: Sequenc
         chosen: What the race came to.
         trials: What was tried so far, the probe of the pick first.
     """
+    from warmstart import search  # it goes on from here
+
+    searches = search.available(session)
     for rival in chosen.finalists[:NUM_RIVALS]:
         if _affords_probe(session, data, chosen, rival):
             yield rival
     yield from stacking.candidates(session, data, chosen, trials)
     singles = [trial for trial in trials if not stacking.is_stack(trial)]
-    if not singles:  # a stack was asked for by name, and is only probed
+    if not singles:  # a stack was asked for by name, and is only probed; another strategy is refused
+        if session.recipe.strategy.name not in (None, "probe"):
+            yield replace(trials[0].candidate, strategy=session.recipe.strategy)
         return
     best, _ = choosing.pick(session, data, singles)
     with session.part("finals"):
         found = planned(session, data, best)
-    if found.candidate is not None:
-        yield found.candidate
+    if found.candidate is None:
+        return
+    yield found.candidate
+    if not searches:
+        return
+    with session.part("search"):
+        further = search.suggest(session, data, found, trials)
+    if further is not None:
+        yield further
 
 
 def _affords_probe(session: Session, data: Prepared, chosen: Chosen, rival: Candidate) -> bool:
@@ -130,11 +146,18 @@ def told(session: Session) -> Plan | None:
     if known is None:
         return None
     value: Any = known["value"]
-    candidate = value["candidate"]
-    if candidate is not None:
-        candidate = Candidate(**{**candidate, "strategy": Choice(**candidate["strategy"])})
-    shorts = tuple(Short(**short) for short in value["shorts"])
+    candidate, shorts = thawed(value["candidate"]), tuple(thawed_short(short) for short in value["shorts"])
     return Plan(candidate, str(known["reason"]), float(value["seconds"]), shorts, value["gradients"])
+
+
+def thawed(value: dict[str, Any] | None) -> Candidate | None:
+    """Read a candidate back."""
+    return None if value is None else Candidate(**{**value, "strategy": Choice(**value["strategy"])})
+
+
+def thawed_short(value: dict[str, Any]) -> Short:
+    """Read a short trial back."""
+    return Short(**{**value, "candidate": thawed(value["candidate"])})
 
 
 def _decided(session: Session, data: Prepared, base: Trial) -> tuple[object, str]:
@@ -162,7 +185,7 @@ class _Contest:
             tried = "; of ".join(refused)
             return Plan(None, f"the budget leaves {max(left, 0):.0f} s, room for too few epochs (of {tried})")
         best, speed, why = self.explore(fitting, EXPLORE * left)
-        left = self.left()
+        left = self.left() * (FIRST_SHARE if self.session.recipe.search.asked else 1.0)
         epochs = self.given_epochs or max(1, min(MAX_EPOCHS, speed.epochs(left, self.fits)))
         memory = {} if speed.micro_batch is None else {"micro_batch": speed.micro_batch}
         candidate = replace(best, settings={**best.settings, **memory, "epochs": epochs})
@@ -180,7 +203,7 @@ class _Contest:
             speed = pace.measured(self.session, self.data, one)
             if speed.epochs(left, self.fits) >= MIN_EPOCHS or (self.given_epochs and not speed.refused):
                 found.append((one, speed))
-                if self.affords(speed, EXPLORE * left / 4) < FEWEST_STEPS * self.session.recipe.batch_size:
+                if affords(self.data, speed, EXPLORE * left / 4) < FEWEST_STEPS * self.session.recipe.batch_size:
                     break
             else:
                 refused.append(f"{self.title(one)} {speed.refused or speed.epochs(left, self.fits)}")
@@ -285,7 +308,7 @@ class _Contest:
         batch = self.session.recipe.batch_size
         while len(contenders) > 1:
             each = seconds / len(contenders)
-            seen = [self.affords(speed, each) for _, speed in contenders]
+            seen = [affords(self.data, speed, each) for _, speed in contenders]
             if min(seen) >= FEWEST_STEPS * batch or min(seen) >= len(self.data.splits.train) * 2:
                 break
             contenders = contenders[:-1]
@@ -294,12 +317,6 @@ class _Contest:
         tried = [(one, speed, num, self.short(one, num)) for (one, speed), num in zip(contenders, seen, strict=True)]
         done = [(one, speed, num, trial) for one, speed, num, trial in tried if trial is not None]
         return self.judged(done) if len(done) > 1 else (None, "")
-
-    def affords(self, speed: Pace, seconds: float) -> int:
-        """Return how many examples a short trial can learn from in each of its fits."""
-        folds = len(self.data.splits.folds) or 1
-        num_val = min(NUM_VAL, len(self.data.splits.val) or len(self.data.splits.train) // folds)
-        return min(speed.examples(seconds / folds, num_val=num_val), MAX_EPOCHS * speed.num_train)
 
     def short(self, candidate: Candidate, num: int) -> tuple[object, float] | None:
         """Fit a contender on `num` examples, repetitions counted; None when it fails."""
@@ -331,10 +348,21 @@ class _Contest:
             )
             rate = self.rate(one)
             self.shorts.append(
-                Short(self.title(replace(one, settings={})), rate, num, values[at], round(seconds, 2), verdict)
+                Short(self.title(replace(one, settings={})), rate, num, values[at], round(seconds, 2), verdict, one)
             )
         winner, speed, *_ = tried[best]
         return (winner, speed), f"{self.title(winner)} was best of {len(tried)} short trials ({values[best]:.3f})"
+
+
+def affords(data: Prepared, speed: Pace, seconds: float) -> int:
+    """Return how many examples a short trial of so many seconds can learn from in each of its fits."""
+    folds = len(data.splits.folds) or 1
+    return min(speed.examples(seconds / folds, num_val=num_val(data)), MAX_EPOCHS * speed.num_train)
+
+
+def num_val(data: Prepared) -> int:
+    """Count the examples that each fit of a short trial is judged on."""
+    return min(NUM_VAL, len(data.splits.val) or len(data.splits.train) // (len(data.splits.folds) or 1))
 
 
 def sample(data: Prepared, num: int, *, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from warmstart import calibrate, choosing, config, evaluation, finals, pictured, reporting, runtime
+from warmstart import calibrate, choosing, config, evaluation, finals, pictured, reporting, runtime, search
 from warmstart.choosing import Chosen, Rivalry
 from warmstart.data import SPLITS
 from warmstart.finals import Plan
@@ -184,7 +184,7 @@ def short_trials(story: Story) -> tuple[f.ShortTrial, ...]:
     """Tell the short trials."""
     return tuple(
         f.ShortTrial(short.name, short.lr, short.examples, short.value, short.seconds, short.verdict)
-        for short in (story.plan.shorts if story.plan else ())
+        for short in (*(story.plan.shorts if story.plan else ()), *search.told(story.session))
     )
 
 
