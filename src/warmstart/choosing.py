@@ -158,8 +158,6 @@ def cards(session: Session) -> list[Card]:
         recipe.candidates,
         max_params=recipe.max_params,
         licence=recipe.licence,
-        kind="image",
-        local_only=recipe.candidates is None,
         budget_seconds=recipe.budget,
     )
 

@@ -7,32 +7,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from warmstart import bench, catalogue, forecast, plugins, resources, sources
+from warmstart import bench, catalogue, choosing, forecast, plugins, resources
 from warmstart.config import Choice
 from warmstart.errors import RecipeError, SourceError, WarmstartError
 from warmstart.forecast import Cost, Load, Profile
 from warmstart.models import Card
+from warmstart.pace import REPORT_SECONDS, SPARE
 from warmstart.prepare import Prepared
 from warmstart.session import Session
 from warmstart.spaces import size_text
+from warmstart.tune import MAX_EPOCHS
 
 log = logging.getLogger(__name__)
 
-MAX_EPOCHS = 30
-STEP = 32
-"""Input sizes are multiples of this."""
 DEPTHS: dict[str, tuple[dict[str, object], ...]] = {"lp_ft": ({"depth": 2}, {"depth": 4}, {})}
 """Options of a strategy that get a row each."""
 ORDER = ("probe", "last_k", "lp_ft", "gradual", "full", "l2_sp")
 """Cheap ones first, as they are read; strategies that are not named here follow."""
 MEASURING_SECONDS = 16.0
 """What the steps of all backbones may take together; the more backbones, the fewer pictures each."""
-MOST_SECONDS = 1.5
-REPORT_SECONDS = 8.0
+MOST_SECONDS = 2.5
 UNEVEN = 1.15
 """What a budget that is recommended has above what is needed: reading the data takes another time every time."""
-SPARE = 0.9
-"""Share of the budget that a plan may fill: forecasts err."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ def plan(session: Session, data: Prepared) -> Plan:
         SourceError: No candidate can be loaded.
     """
     begun, before = time.monotonic(), session.seconds()
-    cards = candidates(session)
+    cards = choosing.cards(session)
     allowed = limits(session, spent=before)
     with session.stage("profile") as advance:
         profiles: list[Profile | WarmstartError] = []
@@ -168,24 +164,11 @@ def limits(session: Session, *, spent: float = 0.0) -> Limits:
     return Limits(session.recipe.budget, memory, disk, spent)
 
 
-def candidates(session: Session) -> list[Card]:
-    """Return the cards of the backbones to plan for: the recipe's one, or its candidates."""
-    recipe = session.recipe
-    if recipe.backbone is not None:
-        return [sources.card(recipe.backbone)]
-    return catalogue.candidates(
-        recipe.candidates, max_params=recipe.max_params, licence=recipe.licence, budget_seconds=recipe.budget
-    )
-
-
 def sizes(session: Session, card: Card) -> tuple[int, ...]:
-    """Return the input sizes of the table, the measured one first: about 4/7 of the weights' own, and their own."""
-    given, own = session.recipe.data.image_size, card.spec.image_size
-    if given is not None:
-        return (given,)
-    if card.spec.fixed_size:
-        return (own,)
-    return tuple(dict.fromkeys((min(max(STEP, round(own * 4 / 7 / STEP) * STEP), own), own)))
+    """Return the input sizes of the table, the measured one first: the smallest worth trying, and the weights' own."""
+    given = session.recipe.data.image_size
+    tried = choosing.sizes(card) if given is None else (given,)
+    return tuple(dict.fromkeys((tried[0], tried[-1])))
 
 
 def strategies(session: Session, num_groups: int) -> list[Choice]:

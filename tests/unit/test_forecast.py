@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import cache_helpers
-from warmstart import forecast, looptools, planning, profiles, profiling, resources, workflow
+from warmstart import forecast, looptools, pace, planning, profiles, profiling, resources, workflow
 from warmstart.config import Choice
 from warmstart.data import Dataset, read
 from warmstart.errors import RecipeError, SourceError
@@ -59,7 +59,7 @@ def made(**changes: object) -> Profile:
         "image_size": 96,
         "num_outputs": 10,
         "network": network(),
-        "engine": Engine("onnxruntime", 0.001, 0.5, 30 * MIB),
+        "engine": Engine("onnxruntime", 0.001, 0.5, 30 * MIB, 20 * MIB),
         "decoding": Decoding(0.0, 0.0),
         "load_seconds": 0.25,
         "load_peak_bytes": 10 * MIB,
@@ -342,11 +342,11 @@ def test_as_many_epochs_as_the_budget_allows() -> None:
         found, seconds, reason = planning.affordable(
             made(), Choice("full", {"head": "fresh"}), load, Limits(budget, 2**40, 2**40)
         )
-        room = 0.9 * (budget - planning.REPORT_SECONDS) - one.fill_seconds - one.evaluate_seconds
+        room = 0.9 * (budget - pace.REPORT_SECONDS) - one.fill_seconds - one.evaluate_seconds
         fitting = int(room / one.epoch_seconds)
         assert found.epochs == max(1, min(30, fitting)), budget
         assert (not reason) == (fitting >= 1)
-        assert seconds == pytest.approx(planning.REPORT_SECONDS + found.seconds)
+        assert seconds == pytest.approx(pace.REPORT_SECONDS + found.seconds)
 
 
 def test_when_the_budget_is_too_short_the_smallest_that_would_do_is_named() -> None:
