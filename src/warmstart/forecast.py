@@ -399,16 +399,22 @@ class _Work:
         """Return the peak of the whole command, and the stage that has it."""
         made, weights = self.profile, FLOAT * sum(self.profile.network.parameters)
         resident = made.resident_bytes if self.load.resident_bytes is None else self.load.resident_bytes
-        stages = {"load": float(made.load_peak_bytes), "evaluate": 2 * weights + made.engine.peak_bytes}
+        stages = {"load": float(made.load_peak_bytes), "evaluate": self._evaluate_bytes(weights)}
         if self.stages.solved:
             rows = self.load.num_train * self.load.views + self.load.num_val
             stages["head"] = weights + 4 * rows * made.network.hidden_bytes[self.last]
         if self.stages.solved or self.stages.fed:
-            stages["features"] = weights + made.engine.peak_bytes + 2 * FLUSH_BYTES * self._flushed()
+            built = made.engine.peak_bytes if self.stages.fed not in (0, self.last) else made.engine.again_bytes
+            stages["features"] = weights + built + FLUSH_BYTES * self._flushed()
         if self.stages.trained:
             stages["fit"] = self._fit_bytes(micro)
         stage = max(stages, key=lambda name: stages[name])
         return resident + stages[stage], stage
+
+    def _evaluate_bytes(self, weights: float) -> float:
+        """The kept model beside itself as it was written and read back, and its engine."""
+        made = self.profile.engine
+        return 2 * weights + (made.peak_bytes if self.stages.trained else made.again_bytes)
 
     def _fit_bytes(self, micro: int) -> float:
         """Weights, what the optimizer keeps, and the larger of a training step and a validation."""

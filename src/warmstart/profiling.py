@@ -33,6 +33,8 @@ BATCHES = (32, 16, 8, 4)
 """Micro-batches that the larger measurement may have; the smaller one is a quarter of it."""
 LOOK = 8
 """Pictures of the first look, which says how large a measurement is affordable."""
+REPEATS, SHORT = (1, 5), 0.4
+"""Fewest and most steps that are timed, and the seconds after which the fewest are enough."""
 STEP = 3.3
 """Seconds of a training step over those of a forward pass, to choose the measurement by."""
 
@@ -95,7 +97,7 @@ def measure(
     image_size: int,
     optimizer: OptimConfig,
     precision: Precision = "auto",
-    seconds: float = 1.5,
+    seconds: float = 2.5,
 ) -> Network:
     """Measure a model on noise.
 
@@ -159,10 +161,12 @@ class _Job:
         return record.windows(live.trace)
 
     def steps(self, batch: int) -> Steps:
-        """Take two steps against the clock, of which the faster counts."""
-        pixels = self.pixels(batch)
-        timed = min((self.step(pixels, self.clock) for _ in range(2)), key=lambda one: one.end - one.start)
-        return Steps(batch, timed.forward_parts(), timed.backward_parts())
+        """Take steps against the clock, of which the fastest counts; more of them where they are short."""
+        pixels, taken = self.pixels(batch), list[_Record]()
+        while len(taken) < REPEATS[0] or (len(taken) < REPEATS[1] and sum(one.seconds for one in taken) < SHORT):
+            taken.append(self.step(pixels, self.clock))
+        fastest = min(taken, key=lambda one: one.seconds)
+        return Steps(batch, fastest.forward_parts(), fastest.backward_parts())
 
     def step(self, pixels: Tensor, mark: Callable[[], float]) -> _Record:
         """Run one step forward and backward, and note when it crosses the borders."""
@@ -195,6 +199,11 @@ class _Record:
     turn: float = 0.0
     end: float = 0.0
     mark: Callable[[], float] = field(default=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Return the length of the step."""
+        return self.end - self.start
 
     def leave(self, group: int, output: object) -> None:
         """Note that a part of a group was computed; its last part counts."""
@@ -323,8 +332,8 @@ def _lines(small: Sequence[int], large: Sequence[int], sizes: tuple[int, int], g
 
 
 def _affordable(seconds: float, allowed: float) -> int:
-    """Return the largest micro-batch of which three steps, and three of a quarter, fit the time that is allowed."""
-    return next((batch for batch in BATCHES if 3 * 1.25 * STEP * seconds * batch <= allowed), BATCHES[-1])
+    """Return the largest micro-batch of which two steps, and two of a quarter, fit the time that is allowed."""
+    return next((batch for batch in BATCHES if 2 * 1.25 * STEP * seconds * batch <= allowed), BATCHES[-1])
 
 
 def _hidden_bytes(backbone: Backbone, pixels: Tensor) -> dict[int, int]:
