@@ -25,6 +25,7 @@ BACKBONES = {
     "local": "local/NAME",
     "package": "package/efficientnet_lite0",
     "random": "random/resnet18",
+    "stack": "stack/package/efficientnet_lite0@224+package/mobilenet_v2@160",
     "timm": "timm/resnet50",
     "torchvision": "torchvision/resnet50",
 }

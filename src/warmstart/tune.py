@@ -44,11 +44,13 @@ class Candidate:
     strategy: Choice
     settings: Mapping[str, object] = field(default_factory=dict)
     """Keys of the recipe that have their own values here, such as `epochs` and `optim.lr`."""
+    soup: int = 1
+    """How many fits its weights are the mean of; the best of them is described by the rest."""
 
     @property
     def name(self) -> str:
         """Name it for people: `probe`, `lp_ft`."""
-        return self.strategy.name or ""
+        return f"{self.strategy.name or ''}{f' soup of {self.soup}' if self.soup > 1 else ''}"
 
     @property
     def fit_name(self) -> str:

@@ -28,7 +28,7 @@ from warmstart.scores import Evidence
 from warmstart.strategies import Group
 from warmstart.tasks import MetricSpec
 
-COUNTS = {"reader": 5, "source": 5, "task": 2, "method": 0, "strategy": 6, "score": 11}
+COUNTS = {"reader": 5, "source": 6, "task": 2, "method": 0, "strategy": 6, "score": 11}
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "full": ({}, {"batch_norm": "adapt", "lr_decay": 0.5}),
     "gradual": ({}, {"epochs_per_group": 2, "depth": 2}),
@@ -82,8 +82,8 @@ def test_sources(name: str) -> None:
     source = plugins.load("source", name)()
     if name == "local":
         _shelve("tiny")
-    loads = name in ("local", "random")
-    check_source(source, name, known="test_resnet" if name == "random" else None, loads=loads)
+    known = {"random": "test_resnet", "stack": "random/test_resnet@32+random/test_vit@48"}.get(name)
+    check_source(source, name, known=known, loads=name in ("local", "random", "stack"))
 
 
 def _shelve(name: str) -> None:

@@ -5,12 +5,13 @@ Two backbones are blind in different ways here: each one's input spec divides al
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +21,21 @@ import torch
 from PIL import Image
 
 import warmstart as ws
-from warmstart import bench, catalogue, choosing, engine, prepare, runtime, sources, stacking, trained, tune, workflow
+from story.command import start, warmstart
+from warmstart import catalogue, choosing, engine, plugins, prepare, runtime, sources, stacking, trained, tune, workflow
 from warmstart.cache import Cache
-from warmstart.check import check_backbone, check_source
+from warmstart.check import check_backbone
 from warmstart.choosing import Chosen, Row
 from warmstart.config import Choice
 from warmstart.data import Dataset, read
 from warmstart.errors import CheckpointError, RecipeError, SourceError
 from warmstart.extract import extract
+from warmstart.heads import Solved
 from warmstart.models import Card, InputSpec, Part, parts, weights
 from warmstart.models.build import backbone
 from warmstart.options import Options
 from warmstart.sources.stack import Stack
-from warmstart.trained import Framing
+from warmstart.trained import Framing, Frozen, TrainedModel
 from warmstart.tune import Candidate
 
 TWO = "stack/random/test_resnet@32+random/test_vit@48"
@@ -170,7 +173,7 @@ def test_the_source_keeps_its_contract() -> None:
     assert card.num_params == sum(p.numel() for p in stacked.parameters())  # type: ignore[attr-defined]
     assert card.spec == stacked.spec
     assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
-    assert check_source is not None and Stack().available() == () == Stack().files("")
+    assert Stack().available() == () == Stack().files("")
 
 
 def test_another_size_or_order_is_another_stack() -> None:
@@ -224,7 +227,7 @@ def test_a_stack_that_sees_more_wins_and_a_third_that_adds_nothing_is_not_taken(
     assert [len(parts.parse(trial.candidate.backbone)) for trial in trials] == [0, 2, 3]
     assert winner is trials[1]
     assert winner.candidate.backbone == RED_GREEN
-    assert tune.point is not None and float((winner.val.values.argmax(1) == winner.val.targets).mean()) > 0.9
+    assert float((winner.val.values.argmax(1) == winner.val.targets).mean()) > 0.9
     assert float((trials[0].val.values.argmax(1) == trials[0].val.targets).mean()) < 0.7
 
 
@@ -233,3 +236,215 @@ def test_a_stack_that_ties_is_not_taken_whenever_it_was_tried(tmp_path: Path) ->
     trials, winner = offered(tmp_path, pictures(by=["red"]), [("local/red", 32), ("local/red_too", 64)])
     assert len(trials) == 2
     assert winner is trials[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures in folders by class."""
+    data, root = pictures(100), tmp_path / "data"
+    assert data.targets is not None
+    for at, (pixels, label) in enumerate(zip(data.inputs, data.targets, strict=True)):
+        path = root / data.class_names[int(label)] / f"{at:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pixels)).save(path)
+    return root
+
+
+def run(folder: Path, out: Path) -> ws.Run:
+    return ws.run(folder, candidates="local/red,local/green", **{**GIVEN, "out": out})  # type: ignore[typeddict-item]
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    files = (file for file in (place / "weights").rglob("*") if file.is_file())
+    return {file.relative_to(place).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_run_keeps_a_stack_that_pays_and_the_model_can_be_used(folder: Path, tmp_path: Path) -> None:
+    made = run(folder, tmp_path / "run")
+    report = json.loads(made.report.with_suffix(".json").read_text())
+    attempts = {attempt["backbone"]: attempt for attempt in report["attempts"]}
+    (name,) = (name for name in attempts if parts.parse(name))
+    assert attempts[name]["chosen"] and made.facts.answer.backbone == name
+    assert made.facts.metrics[0].value > 0.9
+    assert attempts[name]["details"]["multiply-adds per picture"] == "2e-06 G, 2.00 × the first trial"
+    assert report["card"]["licence"] == "green-1.0 AND red-1.0"
+    assert {path.parent.name for path in (tmp_path / "run/weights").glob("*/model.safetensors")} == {"part1", "part2"}
+    files = sorted(map(str, folder.rglob("*.png")))[::9]
+    rows = warmstart(tmp_path, "predict", "run", *files, "--json").json["predictions"]
+    loaded = trained.load(tmp_path / "run")
+    assert [row["probabilities"] for row in rows] == [
+        loaded.told(row)["probabilities"] for row in loaded.predict_proba(files)
+    ]
+    assert np.mean([row["prediction"] == Path(row["file"]).parent.name for row in rows]) > 0.9
+    (metric, *_), openings = workflow.evaluate(tmp_path / "run", split="test")
+    assert (metric.value, openings) == (made.facts.metrics[0].value, 1)
+    again = ws.run(made.folder / "recipe.toml", out=tmp_path / "again")
+    assert contents(again.folder) == contents(made.folder), "the recipe describes the model that was kept"
+
+
+@pytest.mark.usefixtures("shelf")
+@pytest.mark.parametrize("place", ["warmstart.choosing.pick", "warmstart.heads.solve", "warmstart.judge.record"])
+def test_stopped_anywhere_and_repeated_it_ends_in_the_same_bits(
+    place: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = place.rpartition(".")
+    original, calls, last = getattr(sys.modules[module], name), 0, 0
+
+    def broken(*args: object, **given: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise OSError("the plug was pulled")
+        return original(*args, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{module}.{name}", broken)
+        whole = run(folder, tmp_path / "whole")
+        calls, last = 0, calls
+        patched.setenv("WARMSTART_CACHE", str(tmp_path / "another"))
+        with pytest.raises(OSError, match="the plug was pulled"):
+            run(folder, tmp_path / "stopped")
+    monkeypatch.setenv("WARMSTART_CACHE", str(tmp_path / "another"))
+    repeated = run(folder, tmp_path / "stopped")
+    assert parts.parse(repeated.facts.answer.backbone)
+    assert contents(repeated.folder) == contents(whole.folder)
+    assert repeated.facts.metrics == whole.facts.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shelf")
+def test_killed_at_any_moment_and_repeated_it_ends_in_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(runtime.shelf_root(), tmp_path / ".shelf")
+    words = ["run", "data", "--candidates", "local/red,local/green", "--strategy", "probe", "--budget", "1h", "--json"]
+    begun = time.monotonic()
+    assert warmstart(tmp_path, *words, "--out", "whole").code == 0
+    seconds = time.monotonic() - begun
+    shutil.rmtree(tmp_path / ".cache")
+    for part in (0.6, 0.85):
+        process = start(tmp_path, *words, "--out", "killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=part * seconds)
+        process.kill()
+        process.communicate()
+    done = warmstart(tmp_path, *words, "--out", "killed")
+    assert done.code == 0, done.err
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert any("part2" in name for name in contents(tmp_path / "killed"))
+
+
+# --- folders
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A model on a stack, as a run leaves it."""
+    data = read.from_arrays(NOISE, ["ant", "bee", "cat"] * 2)
+    lazy = sources.defer(TWO)
+    task = plugins.load("task", "classification")().bind(data)
+    head = task.head(160)
+    with torch.no_grad():
+        head.linear.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(0))
+    solved = Solved.from_arrays({name: tensor.numpy() for name, tensor in head.state_dict().items()})
+    return TrainedModel(Frozen(lazy, solved), lazy.card, task, "classification", Framing(48), 1.5).save(tmp_path / "m")
+
+
+def test_saved_and_loaded_it_says_the_same_built_or_not(saved: Path, tmp_path: Path) -> None:
+    dataset, cache = read.from_arrays(NOISE), Cache(tmp_path / "cache")
+    unbuilt, built = trained.load(saved, build=False), trained.load(saved)
+    assert (unbuilt.built, built.built) == (False, True)
+    found = [one.predictions(dataset, np.arange(6), cache=cache)[0].outputs.tobytes() for one in (unbuilt, built)]
+    assert found[0] == found[1]
+    assert not unbuilt.built, "nobody needed the network"
+    values = built.predict_proba(NOISE)
+    assert built.save(tmp_path / "again") == tmp_path / "again"
+    assert contents_of(tmp_path / "again") == contents_of(saved)
+    assert trained.load(tmp_path / "again").predict_proba(NOISE).tobytes() == values.tobytes()
+    assert len(np.unique(values.round(6), axis=0)) == len(NOISE)
+
+
+def contents_of(place: Path) -> dict[str, bytes]:
+    return {file.relative_to(place).as_posix(): file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+def test_the_folder_is_a_source_of_weights_and_so_is_each_part(saved: Path) -> None:
+    whole, card = sources.load(str(saved))
+    assert card == sources.defer(TWO).card
+    assert whole.dim == sources.load(str(saved / "part1"))[0].dim + sources.load(str(saved / "part2"))[0].dim
+    assert sources.defer(str(saved)).num_groups == 2
+    known = {path.relative_to(saved).as_posix() for path in sources.find(str(saved))[0].files(str(saved))}
+    assert known == {"card.json", *(f"part{at}/{name}" for at in (1, 2) for name in ("card.json", "model.safetensors"))}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def swap(saved: Path) -> None:
+    (saved / "part1").rename(saved / "x")
+    (saved / "part2").rename(saved / "part1")
+    (saved / "x").rename(saved / "part2")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of a part": (lambda m: flip(m / "part2/model.safetensors"), "has hash .*, but its card says"),
+    "a part is missing": (lambda m: shutil.rmtree(m / "part2"), "part2"),
+    "parts exchanged": (swap, "the parts in .* are not those that its card.json speaks of"),
+    "another size": (
+        lambda m: edit(m / "card.json", '"image_size": 32', '"image_size": 64'),
+        "the parts in .* are not those that its card.json speaks of",
+    ),
+    "no parts": (lambda m: edit(m / "card.json", '"parts"', '"sparts"'), "no weights at .*model.safetensors"),
+    "odd parts": (lambda m: edit(m / "card.json", '"image_size": 32\n', '"image_side": 32\n'), "is not a card"),
+    "a bit of the head": (lambda m: flip(m / "head.safetensors"), "was changed after it was saved"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damaged_and_foreign_folders_are_refused(what: str, saved: Path) -> None:
+    damage, said = DAMAGES[what]
+    damage(saved)
+    for build in (True, False):
+        with pytest.raises((CheckpointError, SourceError), match=said):
+            trained.load(saved, build=build)
+
+
+# --- what a stack cannot do
+
+
+@pytest.mark.usefixtures("shelf")
+def test_strategies_that_would_tune_it_are_refused_and_a_gradient_probe_is_not(tmp_path: Path) -> None:
+    data = pictures(40)
+    given: Options = {"backbone": RED_GREEN, "overrides": {"data.workers": 1, "epochs": 2}}
+    for verb in (ws.finetune, ws.run):
+        with pytest.raises(RecipeError) as caught:
+            verb(data, strategy="lp_ft", out=tmp_path / "refused", **given)  # type: ignore[call-arg]
+        assert str(caught.value) == (
+            f"strategy lp_ft would tune the backbones of {RED_GREEN}, and a stack is only probed\n"
+            "  fix: --strategy probe, or one of them: --backbone local/red"
+        )
+    overrides = {**given["overrides"], "strategy.head": "gradient"}
+    made = ws.finetune(data, strategy="probe", out=tmp_path / "a", **{**given, "overrides": overrides})  # type: ignore[call-arg]
+    assert made.model.card.parts
+    with pytest.raises(RecipeError, match=r"data\.image_size=32, but these weights take 64 pixels only"):
+        ws.finetune(data, strategy="probe", out=tmp_path / "b", backbone=RED_GREEN, overrides={"data.image_size": 32})
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_limit_on_parameters_holds_for_stacks(tmp_path: Path) -> None:
+    data = pictures(40)
+    with workflow.opened("run", data, {**GIVEN, "out": tmp_path / "run", "max_params": "0.5M"}, None) as session:
+        rows = [
+            Row(name, 32, "probe", 0.5, 0.4, 0.6, 50, 1.0, 0.001, 1, "mit", "")
+            for name in ("local/red", "local/red_too")
+        ]
+        assert stacking._allowed(session, rows[:1])
+        assert not stacking._allowed(session, rows)

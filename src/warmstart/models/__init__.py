@@ -75,7 +75,7 @@ class Card:
             if key in spec:
                 spec[key] = tuple(spec[key])
         known = {k: v for k, v in facts.items() if k in Card.__dataclass_fields__ and k not in ("spec", "parts")}
-        parts = tuple(Part(Card.from_json(p["card"]), int(p["image_size"])) for p in facts.get("parts") or ())  # type: ignore[attr-defined]
+        parts = tuple(Part.from_json(part) for part in facts.get("parts") or ())  # type: ignore[attr-defined]
         inner = InputSpec(**{k: v for k, v in spec.items() if k in InputSpec.__dataclass_fields__})
         return Card(**known, spec=inner, parts=parts)  # type: ignore[arg-type]
 
@@ -86,6 +86,18 @@ class Part:
 
     card: Card
     image_size: int
+
+    @staticmethod
+    def from_json(facts: dict[str, object]) -> Part:
+        """Rebuild a part.
+
+        Raises:
+            TypeError: These are facts of something else.
+        """
+        try:
+            return Part(Card.from_json(facts["card"]), int(facts["image_size"]))  # type: ignore[arg-type, call-overload]
+        except (AttributeError, KeyError, ValueError) as error:
+            raise TypeError(f"a part without card or image_size: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from warmstart import runtime
 from warmstart.models import Card, InputSpec, Part
 
 PREFIX = "stack/"
+NAMES = re.compile(r"[^@]+@[1-9]\d*(\+[^@]+@[1-9]\d*)+")
+"""What follows the prefix in the name of a stack."""
 UNKNOWN = "unknown"
 FREE = ("cc0-1.0", "pddl-1.0", "unlicense")
 PERMISSIVE = ("apache", "mit", "bsd", "isc", "cc-by-4")
@@ -38,10 +40,7 @@ def parse(name: str) -> tuple[tuple[str, int], ...]:
         >>> parse("timm/resnet18")
         ()
     """
-    if not name.startswith(PREFIX):
-        return ()
-    one = r"[^@]+@[1-9]\d*"
-    if not re.fullmatch(rf"{one}(\+{one})+", name.removeprefix(PREFIX)):
+    if not name.startswith(PREFIX) or not NAMES.fullmatch(name.removeprefix(PREFIX)):
         return ()
     found = re.findall(r"([^@]+)@(\d+)(?:\+|$)", name.removeprefix(PREFIX))
     return tuple((part, int(size)) for part, size in found)

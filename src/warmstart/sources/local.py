@@ -92,7 +92,7 @@ def _refuse_pickles(folder: Path) -> None:
     """Name the pickle that stands where safetensors are expected, which says more than that those are missing."""
     from warmstart.models import weights
 
-    if (folder / weights.WEIGHTS).exists():
+    if (folder / weights.WEIGHTS).exists() or any(folder.glob(f"part*/{weights.WEIGHTS}")):
         return
     for path in sorted(folder.iterdir()):
         if path.suffix in weights.PICKLES:

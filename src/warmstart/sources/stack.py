@@ -69,9 +69,11 @@ def parts_of(name: str) -> tuple[tuple[str, int], ...]:
     """
     found = parts.parse(f"{parts.PREFIX}{name}")
     if not found:
+        near = parts.NAMES.match(name)
+        example = near[0] if near else "package/efficientnet_lite0@224+package/mobilenet_v2@160"
         raise SourceError(
             f"{parts.PREFIX}{name} names no stack (expected two or more SOURCE/NAME@SIZE with + between them)",
-            f"--backbone {parts.PREFIX}package/efficientnet_lite0@224+package/mobilenet_v2@160",
+            f"--backbone {parts.PREFIX}{example}",
         )
     return found
 
