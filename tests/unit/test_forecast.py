@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import cache_helpers
-from warmstart import forecast, looptools, pace, planning, profiles, profiling, resources, workflow
+from warmstart import forecast, looptools, pace, planning, profiles, profiling, resources, sources, workflow
 from warmstart.config import Choice
 from warmstart.data import Dataset, read
 from warmstart.errors import RecipeError, SourceError
@@ -299,8 +299,8 @@ def test_a_damaged_memory_is_measured_again(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_backbone_that_cannot_be_loaded_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cards = [planning.sources.card(TINY), dataclasses.replace(planning.sources.card(TINY), name="timm/gone")]
-    monkeypatch.setattr(planning, "candidates", lambda session: cards)
+    cards = [sources.card(TINY), dataclasses.replace(sources.card(TINY), name="timm/gone")]
+    monkeypatch.setattr(planning.choosing, "cards", lambda session: cards)
     real = forecast.profile
 
     def profile(session: object, data: object, name: str, *rest: object, **more: object) -> Profile:
@@ -315,7 +315,7 @@ def test_a_backbone_that_cannot_be_loaded_is_a_row(monkeypatch: pytest.MonkeyPat
     row = found.options[-1].to_json()
     assert (row["backbone"], row["fits"], row["seconds"]) == ("timm/gone", False, None)
     assert "no: no weights for timm/gone in the local cache, and no network" in found.words()
-    monkeypatch.setattr(planning, "candidates", lambda session: cards[1:])
+    monkeypatch.setattr(planning.choosing, "cards", lambda session: cards[1:])
     with pytest.raises(SourceError) as error:
         plan(shades(), strategy="probe", overrides=AT_32)
     assert str(error.value) == (
