@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import common
@@ -57,7 +58,7 @@ def main() -> None:
         known["plan"] = _inner("plan", {}, SHELF / "cache")
         _write(known)
         print(f"the table of {len(known['plan']['cells'])} cells took {known['plan']['seconds']:.1f} s")
-    wanted = [name for name in _names(capped=options.capped) if name not in known["cells"]]
+    wanted = [name for name in _names(capped=options.capped) if name not in known["cells"] and options.match in name]
     for name in wanted[: options.cells]:
         known["cells"][name] = _cell(name, known["plan"])
         _write(known)
@@ -171,7 +172,7 @@ def _plan(_: dict) -> dict[str, object]:
             took[backbone] = round(profile.seconds, 2)
             for strategy in STRATEGIES:
                 for batch in BATCHES:
-                    load = planning.replace(planning.load(session, ready, limits), epochs=EPOCHS, batch_size=batch)
+                    load = replace(planning.load(session, ready, limits), epochs=EPOCHS, batch_size=batch)
                     cost = forecast.cost(profile, Choice(strategy), load)
                     cells[f"{backbone} {strategy} {batch}"] = _told(cost, profile.resident_bytes, load)
         return {"seconds": time.monotonic() - begun, "profiles": took, "cells": cells}
@@ -228,7 +229,7 @@ def _capped(session: object, ready: object, given: dict) -> dict[str, object]:
     profile = forecast.profile(session, ready, backbone, BACKBONES[backbone], seconds=1.0)  # type: ignore[arg-type]
     memory = round(given["resident"] + CAPPED_SHARE * (given["peak"] - given["resident"]))
     load = planning.load(session, ready, planning.Limits(None, memory, 2**40))  # type: ignore[arg-type]
-    load = planning.replace(load, epochs=EPOCHS, batch_size=given["batch"], resident_bytes=given["resident"])
+    load = replace(load, epochs=EPOCHS, batch_size=given["batch"], resident_bytes=given["resident"])
     cost = forecast.cost(profile, Choice(given["strategy"]), load)
     resources.trim()
     data = resources._status("VmData")
@@ -263,6 +264,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, help="Measure so many of the missing cells.")
     parser.add_argument("--capped", action="store_true", help="Cells under a cap on memory, too.")
+    parser.add_argument("--match", default="", help="Only cells whose name contains this.")
     parser.add_argument("--again", action="store_true", help="Throw away what was measured.")
     parser.add_argument("--inner", choices=("plan", "cell"), help=argparse.SUPPRESS)
     parser.add_argument("--given", help=argparse.SUPPRESS)
