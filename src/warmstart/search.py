@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 MOST_RUNGS = 3
 FEWEST_TRIALS, MOST_TRIALS = 6, 50
-LEFT = 0.35
-"""Unless it was asked for, a search begins when this share of what the finals had is left."""
+MOST_FITS = 3.0
+"""Unless it was asked for, a search takes at most as long as this many planned fits: about thirty trials."""
 SPENT = 1.1
 """The full fit of what is found is taken to last this many times as long as the planned one."""
 FIT = "search-"
@@ -54,7 +54,7 @@ def suggest(session: Session, data: Prepared, plan: Plan, trials: Sequence[Trial
     rules = task.rules(trials)
     if not rules.trials:
         return None
-    with session.stage("search", planned=rules.seconds):
+    with session.stage("search", planned=min(rules.seconds, _usual_seconds(rules.rungs, rules.trials))):
         session.remember(FOUND, lambda: task.found(rules))
     candidate, shorts = _read(session)
     if candidate is not None and session.planned_seconds is not None:
@@ -136,15 +136,13 @@ class _Task:
         """Return rungs, number of trials and seconds that what is left has room for."""
         asked, seconds = self.session.recipe.search, self.left()
         nothing = {"trials": 0, "rungs": [], "seconds": 0.0}
-        had = seconds + self.reserved + self.plan.seconds + sum(short.seconds for short in self.plan.shorts)
-        if not asked.asked and seconds + self.reserved < LEFT * had:
-            return nothing, f"{max(seconds, 0):.0f} s are left beside another full fit"
+        seconds = seconds if asked.asked else min(seconds, MOST_FITS * self.reserved / SPENT)
         rungs = self.rungs(seconds)
-        first = sum(rungs)  # what the planned settings take, which climb every rung
-        fitting = math.floor(min((seconds - first) / (rungs[0] * len(rungs)), MOST_TRIALS))
+        each = _usual_seconds(rungs, 1) - sum(rungs)
+        fitting = math.floor(min((seconds - sum(rungs)) / each, MOST_TRIALS))
         trials = fitting if asked.trials is None else asked.trials
         if fitting < (1 if asked.asked else FEWEST_TRIALS):
-            why = f"{max(seconds, 0):.0f} s are left beside another full fit, and a short trial takes {rungs[0]:.0f} s"
+            why = f"{max(seconds, 0):.0f} s beside another full fit, and a short trial takes {rungs[0]:.0f} s"
             if asked.asked:
                 log.warning("no search: %s", why)
             return nothing, why
@@ -155,11 +153,13 @@ class _Task:
         speed, batch = self.pace(self.base), self.session.recipe.batch_size
         fewest = _seconds(self.data, speed, min(finals.FEWEST_STEPS * batch, 2 * speed.num_train))
         known = [_seconds(self.data, speed, short.examples) for short in self.plan.shorts if self.is_planned(short)]
-        first = known[-1] if known else fewest
-        if not known or first > seconds / (2 * FEWEST_TRIALS):
-            first = max(fewest, min(first, seconds / (2 * FEWEST_TRIALS)))
+        full = self.reserved / SPENT
+        first = known[-1] if known else full / ETA**MOST_RUNGS
+        units = [float(ETA**number) for number in range(MOST_RUNGS)]
+        share = seconds / _usual_seconds(units, self.session.recipe.search.trials or FEWEST_TRIALS)
+        first = max(fewest, min(first, share))
         found, seen = [first], [self.rows(speed, first)]
-        while len(found) < MOST_RUNGS and first * ETA ** len(found) <= seconds / 6:
+        while len(found) < MOST_RUNGS and first * ETA ** len(found) <= min(seconds / FEWEST_TRIALS, full / 2):
             further = first * ETA ** len(found)
             if self.rows(speed, further) == seen[-1]:
                 break
@@ -178,8 +178,11 @@ class _Task:
 
     def is_planned(self, short: Short) -> bool:
         """Say whether a short trial was that of the planned candidate."""
-        return short.candidate is not None and short.candidate == replace(
-            self.planned, settings={"optim.lr": self.planned.settings.get("optim.lr")}
+        one, other = short.candidate, self.planned
+        return (
+            one is not None
+            and (one.backbone, one.image_size, one.strategy) == (other.backbone, other.image_size, other.strategy)
+            and short.lr == other.settings.get("optim.lr")
         )
 
     def space(self) -> dict[str, tuple[object, ...]]:
@@ -194,14 +197,14 @@ class _Task:
         fitting = {k: v for k, v in given.items() if not k.startswith(section) or k.removeprefix(section) in known}
         if fitting.keys() != given.keys():
             strange = ", ".join(sorted(given.keys() - fitting.keys()))
-            log.warning("not searched, since %s has no such option: %s", self.planned.name, strange)
+            log.warning("not searched, since %s has no such option: %s", self.planned.strategy.name, strange)
         return fitting
 
     def at(self, params: Mapping[str, object]) -> Candidate:
         """Return the planned candidate with other settings."""
         options = {k.removeprefix("strategy."): v for k, v in params.items() if k.startswith("strategy.")}
         settings = {k: v for k, v in params.items() if not k.startswith("strategy.")}
-        strategy = Choice(self.base.name, {**self.base.strategy.options, **options})
+        strategy = Choice(self.base.strategy.name, {**self.base.strategy.options, **options})
         return replace(self.base, strategy=strategy, settings={**self.base.settings, **settings})
 
     def measure(self, candidate: Candidate, seconds: float) -> Rung:
@@ -326,7 +329,7 @@ class _Task:
             for key, value in tried.params.items()
             if key != "optim.lr" and not key.startswith("strategy.")
         ]
-        strategy = Choice(candidate.name, {k: _said(v) for k, v in candidate.strategy.options.items()})
+        strategy = Choice(candidate.strategy.name, {k: _said(v) for k, v in candidate.strategy.options.items()})
         name = " ".join([finals.named(Candidate("", 0, strategy)), *further])
         last = tried.rungs[-1]
         return Short(name, lr, last.examples, last.value, round(tried.seconds, 2), verdict, candidate)
@@ -338,6 +341,11 @@ def _known(value: object, reason: str) -> tuple[object, str]:
 
 def _said(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _usual_seconds(rungs: Sequence[float], trials: int) -> float:
+    """Return what so many trials take when each rung lets one of `ETA` climb on, and the planned settings climb all."""
+    return sum(rungs) + trials * sum(seconds / ETA**number for number, seconds in enumerate(rungs))
 
 
 def _seconds(data: Prepared, speed: Pace, examples: int) -> float:
@@ -382,7 +390,10 @@ def is_given(session: Session, key: str) -> bool:
 
 def sees_pixels(candidate: Candidate) -> bool:
     """Say whether a candidate is fed pixels, which can be augmented, where the recipe asks for nothing else."""
-    return candidate.name != "last_k" and vars(config.plugin_of("strategy", candidate.strategy)).get("depth") is None
+    return (
+        candidate.strategy.name != "last_k"
+        and vars(config.plugin_of("strategy", candidate.strategy)).get("depth") is None
+    )
 
 
 def _round(value: float) -> float:

@@ -170,7 +170,16 @@ def _asked(study: optuna.Study, rules: Rules, number: int, queue: Sequence[Mappi
     copy.add_trials(study.get_trials(deepcopy=False))
     if number < len(queue):
         copy.enqueue_trial(dict(queue[number]))
-    return dict(copy.ask(distributions(rules.space)).params)
+    found = dict(copy.ask(distributions(rules.space)).params)
+    return found if number < len(queue) else {key: _short(value, rules.space[key]) for key, value in found.items()}
+
+
+def _short(value: object, choices: Sequence[object]) -> object:
+    """Return a number of a range with three digits, which is as good and reads well."""
+    if not isinstance(value, float) or not config.is_range(choices):
+        return value
+    low, high = (float(str(end)) for end in choices)
+    return min(max(float(f"{value:.3g}"), low), high)
 
 
 def _opened(journal: Path, rules: Rules) -> optuna.Study:

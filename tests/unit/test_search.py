@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 import warmstart as ws
-from warmstart import config, finals, options, pace, study
-from warmstart.config import Recipe, read_recipe
+from warmstart import config, finals, options, pace, prepare, resources, search, study, workflow
+from warmstart.config import Choice, Recipe, read_recipe
 from warmstart.data import Dataset, read
 from warmstart.errors import RecipeError, TrainingError
 from warmstart.options import Options
+from warmstart.prepare import Prepared
+from warmstart.session import Session
 from warmstart.study import Rules, Rung, Tried
+from warmstart.tune import Candidate, Trial
 
 SPACE = {"optim.lr": (1e-5, 1e-1), "data.augment": ("none", "flip"), "strategy.depth": (1, 4)}
 RULES = Rules(SPACE, (1.0, 3.0, 9.0), trials=12, seconds=1e9)
@@ -72,7 +80,7 @@ def test_a_space_may_name_options_of_the_strategy_that_is_given_or_of_any() -> N
 @pytest.mark.parametrize(
     ("word", "problem", "fix"),
     [
-        ("optim.lrr=[1,2]", "search.space.optim.lrr: 'optim.lrr' is no key that can be searched", "did you mean 'optim.lr"),
+        ("optim.lrr=[1,2]", "search.space.optim.lrr: 'optim.lrr' is no key that can be searched", "did you mean 'opt"),
         ("seed=[1,2]", "search.space.seed: 'seed' is no key that can be searched", "known: batch_size, data.augment"),
         (
             "optim.lr=[1e-3,1e-5]",
@@ -281,15 +289,196 @@ def test_inside() -> None:
         assert not study.inside({**inside, key: value}, SPACE)
 
 
+# --- what a run makes of it, with a made-up pace and made-up fits
+
+RATE, FULL = 3e-4, 300.0
+PLANNED = Candidate("random/test_resnet", 32, Choice("lp_ft"), {"optim.lr": RATE, "epochs": 30})
+
+
+def short(rate: float, value: float, examples: int = 400, **options: object) -> finals.Short:
+    tried = replace(PLANNED, strategy=Choice("lp_ft", options), settings={"optim.lr": rate})
+    return finals.Short("lp_ft", rate, examples, value, 5.5, "worse", tried)
+
+
+SHORTS = (short(RATE, 0.6, depth=1), short(RATE / 3, 0.7), short(RATE * 3, 0.75), short(RATE, 0.8))
+PLAN = finals.Plan(PLANNED, "it was best", FULL, SHORTS)
+
+
+@dataclass
+class Bed:
+    """A command in which a fit of so many seconds takes no time, or moves the clock."""
+
+    session: Session
+    data: Prepared
+    fits: list[Candidate] = field(default_factory=list)
+    clock: float = 0.0
+    """How much of its seconds a fit takes."""
+    killed_at: int = 10**9
+
+    def measure(self, task: object, candidate: Candidate, seconds: float) -> Rung:
+        if len(self.fits) == self.killed_at:
+            raise KeyboardInterrupt
+        self.fits.append(candidate)
+        self.session.started -= self.clock * seconds
+        lr = float(str(candidate.settings["optim.lr"]))
+        flips = candidate.settings.get("data.augment") == "flip"
+        return Rung(0.9 - abs(math.log10(lr / 1e-3)) / 5 + 0.05 * flips, round(100 * seconds - 150), seconds)
+
+    def suggest(self, plan: finals.Plan = PLAN) -> Candidate | None:
+        trial = cast("Trial", SimpleNamespace(seconds=FULL))
+        return search.suggest(self.session, self.data, plan, [trial])
+
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.session.folder.path / "search/journal.log").read_text().splitlines()]
+
+
+@contextmanager
+def bed(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: object) -> Iterator[Bed]:
+    data, words = shades(500), ["data.val_fraction=0.3", *cast("list[str]", given.pop("overrides", []))]
+    options = cast("Options", {"strategy": "lp_ft", "budget": "1h", "out": folder, "overrides": words, **given})
+    with workflow.opened("run", data, options, None) as session:
+        ready = prepare.prepare(session, data)
+        made = Bed(session, ready)
+        speed = pace.Pace(0.0, 0.01, 1000, 100)
+        monkeypatch.setattr(pace, "measured", lambda *_: speed)
+        monkeypatch.setattr(search._Task, "measure", lambda *given: made.measure(*given))
+        monkeypatch.setattr(finals, "num_val", lambda _: 0)
+        yield made
+
+
+def test_a_run_with_time_left_ends_with_better_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bed(tmp_path / "run", monkeypatch) as here:
+        found = here.suggest()
+        assert found is not None
+        assert found.settings["epochs"] == 30 and found.settings["data.augment"] == "flip"
+        assert 7e-4 < float(str(found.settings["optim.lr"])) < 1.5e-3
+        assert (found.backbone, found.image_size, found.strategy.name) == ("random/test_resnet", 32, "lp_ft")
+        told = search.told(here.session)
+        assert told[0].verdict == "as planned" and told[0].lr == RATE
+        best = [row for row in told if row.verdict == "best of the search"]
+        assert [row.candidate for row in best] == [replace(found, settings=replaced(found))]
+        assert {row.verdict for row in told} > {"left at rung 1 of 3"}
+        reasons = {one.key: one.reason for one in here.session.decisions}
+        assert reasons["search.trials"].endswith(" s beside another full fit")
+        assert set(reasons) >= {f"search.space.{key}" for key in ("optim.lr", "data.augment", "strategy.lr_decay")}
+        assert [fit for fit in here.fits if fit == PLANNED_SHORT][:3] == here.fits[:3], (
+            "the planned settings climb first"
+        )
+        measured = len(here.fits)
+        assert here.suggest() == found and len(here.fits) == measured, "it is remembered"
+
+
+PLANNED_SHORT = replace(PLANNED, settings={"optim.lr": RATE})
+
+
+def replaced(found: Candidate) -> dict[str, object]:
+    return {key: value for key, value in found.settings.items() if key != "epochs"}
+
+
+def test_what_the_finals_measured_begins_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = "search.space.optim.lr=[1e-5,1e-2]"
+    with bed(tmp_path / "a", monkeypatch, overrides=[known], search=3) as here:
+        here.suggest()
+        trials = [line for line in here.lines() if "intermediate_values" in line]
+        values = [(line["params"], line["intermediate_values"]) for line in trials]
+        assert [params for params, _ in values[:3]] == [{"optim.lr": rate} for rate in (RATE, RATE / 3, RATE * 3)]
+        assert [numbers for _, numbers in values[1:3]] == [{"1": 0.7}, {"1": 0.75}], "of another depth is another story"
+        assert len(values[0][1]) == 3 and len(trials) == 3 + 3  # type: ignore[arg-type]
+    other = finals.Plan(PLANNED, "it was best", FULL, (short(RATE / 3, 0.7, 999), *SHORTS[-1:]))
+    with bed(tmp_path / "b", monkeypatch, overrides=[known], search=3) as here:
+        here.suggest(other)
+        assert here.fits[3].settings["optim.lr"] == RATE / 3, "what saw another number of examples is tried again first"
+
+
+@pytest.mark.parametrize("killed_at", [0, 2, 3, 7, 12])
+def test_a_killed_run_suggests_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int) -> None:
+    with bed(tmp_path / "whole", monkeypatch, search=10) as here:
+        wanted, told = here.suggest(), search.told(here.session)
+    with bed(tmp_path / "killed", monkeypatch, search=10) as here:
+        here.killed_at = killed_at
+        with pytest.raises(KeyboardInterrupt):
+            here.suggest()
+    with bed(tmp_path / "killed", monkeypatch, search=10) as here:
+        here.session.started -= 100.0  # another time is left
+        assert (here.suggest(), search.told(here.session)) == (wanted, told)
+        assert len(here.fits) >= 1
+
+
+def test_time_is_kept_for_the_full_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bed(tmp_path / "run", monkeypatch, search=1000) as here:
+        here.clock = 3.0
+        found = here.suggest()
+        assert len(search.told(here.session)) < 200
+        assert found is not None and here.session.seconds_left() * pace.SPARE > FULL
+
+
+def test_little_time_is_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with bed(tmp_path / "a", monkeypatch, budget="400s") as here:
+        assert here.suggest() is None and not here.fits and not search.told(here.session)
+        decision = here.session.decisions[-1]
+        assert (decision.key, decision.value) == ("search.trials", 0)
+        assert re.fullmatch(r"(29|30) s beside another full fit, and a short trial takes 5 s", decision.reason)
+    with bed(tmp_path / "b", monkeypatch, budget="370s", search=5) as here:
+        assert here.suggest() is None and not here.fits
+        assert " s beside another full fit, and a short trial takes 5 s" in caplog.text
+
+
+def test_settings_that_nothing_beats_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = replace(PLANNED, settings={"optim.lr": 1e-3, "data.augment": "flip"})
+    with bed(tmp_path / "run", monkeypatch, search=5) as here:
+        assert here.suggest(finals.Plan(best, "it was best", FULL)) is None
+        assert search.told(here.session)[0].verdict == "best of the search, as planned"
+    with bed(tmp_path / "off", monkeypatch, search=0) as here:
+        assert not search.available(here.session)
+        assert search.suggest(here.session, here.data, finals.Plan(None, "a probe was asked for"), []) is None
+
+
+def test_what_is_given_stays_and_what_the_strategy_lacks_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["optim.weight_decay=0.01", "schedule.warmup_fraction=0.2", "strategy.lr_decay=0.9"]
+    with bed(tmp_path / "a", monkeypatch, overrides=words) as here:
+        here.suggest()
+        assert set(here.session.recipe.search.space) == {"optim.lr", "data.augment"}
+    words = ["search.space.strategy.alpha=[0.1,1]", "search.space.optim.lr=[1e-4,1e-2]"]
+    with bed(tmp_path / "b", monkeypatch, overrides=words, search=2) as here:
+        here.suggest()
+        assert "not searched, since lp_ft has no such option: strategy.alpha" in caplog.text
+        assert all(set(fit.settings) == {"optim.lr"} for fit in here.fits)
+    deep = replace(PLANNED, strategy=Choice("lp_ft", {"depth": 2}))
+    with bed(tmp_path / "c", monkeypatch, search=2) as here:
+        here.suggest(finals.Plan(deep, "it was best", FULL))
+        assert here.session.recipe.search.space["strategy.depth"] == (1, 3)
+        assert "data.augment" not in here.session.recipe.search.space, "cached values are not augmented"
+
+
+def test_without_optuna_only_those_who_asked_hear_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(search.importlib.util, "find_spec", lambda _: None)
+    caplog.set_level(logging.INFO)
+    with bed(tmp_path / "a", monkeypatch) as here:
+        assert not search.available(here.session)
+        assert "no search for better settings: optuna is not installed" in caplog.text
+    for given in ({"search": 20}, {"overrides": ["search.space.optim.lr=[1e-4,1e-2]"]}):
+        with bed(tmp_path / next(iter(given)), monkeypatch, **given) as here, pytest.raises(RecipeError) as error:
+            search.available(here.session)
+        named = "search.trials=20" if "search" in given else "search.space"
+        assert error.value.problem == f"{named} needs optuna, which is not installed"
+        assert error.value.fix == 'pip install "warmstart[search]"'
+
+
 # --- a run
 
 
-def shades(num: int = 160) -> Dataset:
+def shades(num: int = 320) -> Dataset:
     """Two shades under much noise, which no short fit gets all right."""
     rng = np.random.default_rng(0)
     labels = ["dark" if at % 2 else "light" for at in range(num)]
     noise = rng.integers(0, 200, (num, 24, 24, 3))
-    pixels = (noise + np.array([6 * (name == "light") for name in labels])[:, None, None, None]).astype(np.uint8)
+    pixels = (noise + np.array([12 * (name == "light") for name in labels])[:, None, None, None]).astype(np.uint8)
     return read.from_arrays(pixels, labels, name="shades")
 
 
@@ -297,7 +486,7 @@ GIVEN: Options = {
     "backbone": "random/test_resnet",
     "strategy": "lp_ft",
     "budget": "10m",
-    "overrides": {"data.image_size": 32, "data.workers": 1, "epochs": 2, "data.val_fraction": 0.4},
+    "overrides": {"data.image_size": 32, "data.workers": 1, "epochs": 2, "data.val_fraction": 0.45},
 }
 
 
@@ -307,8 +496,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finals, "FEWEST_STEPS", 1)
     monkeypatch.setattr(finals, "EXPLORE", 0.0)
     monkeypatch.setattr(pace, "STARTING_SECONDS", 0.01)
+    monkeypatch.setattr(resources, "trim", lambda: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_run_searches_when_asked_and_reports_it(tmp_path: Path) -> None:
     run = ws.run(shades(), out=tmp_path / "run", search=4, **GIVEN)
