@@ -292,11 +292,20 @@ def _export(prefix: Prefix, batch: Tensor) -> bytes:
         # The exporter by tracing is several times faster than its successor and says on every call that it will go;
         # remove when torch drops it.
         warnings.simplefilter("ignore")
+        if _resamples_positions(prefix, batch.shape[-1]):
+            return _export_exported(frozen, example)
         try:
             return _export_traced(frozen, example)
         except Exception as error:  # noqa: BLE001 as in `_measure`
-            log.info("export by tracing failed, trying torch.export: %s", str(error))
+            log.info("export by tracing failed, trying torch.export: %s", next(iter(str(error).splitlines()), ""))
             return _export_exported(frozen, example)
+
+
+def _resamples_positions(prefix: Prefix, side: int) -> bool:
+    """Say whether a position embedding is resampled, which tracing cannot export and prints pages about."""
+    spec = prefix.backbone.spec
+    names = (name for name, _ in cast("nn.Module", prefix.backbone).named_parameters())
+    return side != (spec.embedded_size or spec.image_size) and any(name.endswith("pos_embed") for name in names)
 
 
 def _export_traced(frozen: nn.Module, example: Tensor) -> bytes:

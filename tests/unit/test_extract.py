@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cache_helpers import CARD, SPEC, Tiny, dataset, pictures, transform
-from warmstart import engine, extract, runtime, spaces
+from warmstart import engine, extract, runtime, sources, spaces
 from warmstart.cache import Cache
 from warmstart.data import Dataset, images
 from warmstart.data.transforms import for_train
@@ -401,3 +401,15 @@ def test_threads_honour_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     for stated, count in (("1", 1), ("", runtime.num_cpus()), ("0", runtime.num_cpus()), ("999", runtime.num_cpus())):
         monkeypatch.setenv("OMP_NUM_THREADS", stated)
         assert engine._threads() == count
+
+
+def test_a_network_that_resamples_its_positions_is_exported_without_a_page_of_graph(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    backbone, _ = sources.load("random/test_vit")
+    own = backbone.spec.embedded_size or backbone.spec.image_size
+    prefix = engine.Prefix(backbone, "x", len(backbone.layer_groups()), torch.device("cpu"))
+    for side, resampled in ((own, False), (own // 2, True)):
+        assert engine._resamples_positions(prefix, side) == resampled
+    engine._export(prefix, torch.zeros((8, 3, own // 2, own // 2), dtype=torch.uint8))
+    assert capfd.readouterr().out == ""
