@@ -16,6 +16,7 @@ import torch
 import assets
 import warmstart as ws
 from warmstart import (
+    bench,
     choosing,
     extract,
     finals,
@@ -30,7 +31,7 @@ from warmstart import (
 )
 from warmstart.config import Choice
 from warmstart.data import Dataset, read
-from warmstart.errors import DataError, RecipeError, RunError, TrainingError
+from warmstart.errors import DataError, RecipeError, RunError, SourceError, TrainingError
 from warmstart.models import Card, InputSpec
 from warmstart.options import Options
 from warmstart.prepare import Prepared
@@ -484,3 +485,12 @@ def test_options_and_their_decisions_are_in_the_facts(tmp_path: Path, folder: Pa
     assert decided["optim.lr"].reason
     assert runtime.environment().items() <= run.facts.environment.items()
     assert set(options.RECIPE_KEYS) <= set(Options.__annotations__)
+
+
+def test_what_a_network_cannot_take_is_said_with_both_names() -> None:
+    with pytest.raises(SourceError) as caught, bench.taken("timm/x", 100):
+        raise AssertionError("Input height (100) should be divisible by patch size (14).\nand more")
+    problem = "timm/x cannot be used at 100 px: Input height (100) should be divisible by patch size (14)."
+    assert (caught.value.problem, caught.value.fix) == (problem, "another data.image_size, or other --candidates")
+    with pytest.raises(SourceError, match="cannot be used at 100 px: MemoryError"), bench.taken("timm/x", 100):
+        raise MemoryError
