@@ -62,13 +62,13 @@ def _members(session: Session, data: Prepared, chosen: Chosen, trials: Sequence[
         heads = sum(trial.seconds - sum(one.seconds for one in trial.extracted) for trial in trials) / len(trials)
         found: list[Row] = []
         for row in _best_of_each(chosen):
-            seconds = (missing(data, row, trials) if found else 0.0) + (len(found) + 1) * heads
-            if spent + seconds > left or not _allowed(session, [*found, row]):
-                continue
-            found.append(row)
-            spent += seconds
+            seconds = missing(data, row, trials) + (len(found) + 1) * heads if found else 0.0
+            fits = len(found) < MOST and spent + seconds <= left
+            if not found or (fits and _allowed(session, [*found, row])):
+                found.append(row)
+                spent += seconds
         told = f"features and heads of {len(found)} take about {spent:.1f} s of {left:.1f} s"
-        return [[row.backbone, row.input_size] for row in found[:MOST]], told
+        return [[row.backbone, row.input_size] for row in found], told
 
     known, _ = session.remember("stack", decide)
     assert isinstance(known, list)
@@ -96,5 +96,7 @@ def missing(data: Prepared, row: Row, trials: Sequence[Trial]) -> float:
 def _allowed(session: Session, rows: Sequence[Row]) -> bool:
     """Say whether a stack keeps the limit on parameters that the recipe sets."""
     limit = session.recipe.max_params
+    if limit is None:
+        return True
     found = parts.joined("", [Part(sources.card(row.backbone), row.input_size) for row in rows])
-    return limit is None or (found.num_params is not None and found.num_params <= limit)
+    return found.num_params is not None and found.num_params <= limit

@@ -218,7 +218,9 @@ def offered(tmp_path: Path, data: Dataset, names: Sequence[tuple[str, int]]) -> 
         trials = [tune.tune(session, ready, found[0])]
         for candidate in stacking.candidates(session, ready, chosen, trials):
             trials.append(tune.tune(session, ready, candidate))
-        return trials, choosing.pick(session, ready, trials)[0]
+        winner, turned = (choosing.pick(session, ready, given)[0] for given in (trials, trials[::-1]))
+        assert turned is winner, "stacks come last, whenever they were tried"
+        return trials, winner
 
 
 @pytest.mark.usefixtures("shelf")
@@ -233,8 +235,9 @@ def test_a_stack_that_sees_more_wins_and_a_third_that_adds_nothing_is_not_taken(
 
 @pytest.mark.usefixtures("shelf")
 def test_a_stack_that_ties_is_not_taken_whenever_it_was_tried(tmp_path: Path) -> None:
-    trials, winner = offered(tmp_path, pictures(by=["red"]), [("local/red", 32), ("local/red_too", 64)])
-    assert len(trials) == 2
+    names = [("local/red", 32), ("local/red_too", 64), ("local/green", 64)]
+    trials, winner = offered(tmp_path, pictures(by=["red"]), names)
+    assert len(trials) == 2, "where two are no better than one, three are not tried"
     assert winner is trials[0]
 
 
