@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -111,13 +111,11 @@ class Outcome:
 def run(cell: Cell) -> Outcome:
     """Run a cell and keep its outcome."""
     program, given = PROGRAMS[cell.program], data.prepare(cell.data, limit=cell.limit)
-    known = {"data": cell.data, "seconds_given": cell.seconds, "program": cell.program, "seed": cell.seed}
     missing = "" if program.ours else install.missing(program.venv)
-    if missing:
-        outcome = Outcome(**known, status="could not", why=missing)
-    else:
+    outcome = Outcome(cell.data, cell.seconds, cell.program, cell.seed, "could not", missing)
+    if not missing:
         with tempfile.TemporaryDirectory() as work:
-            outcome = _measured(cell, program, given, Path(work), known)
+            outcome = _measured(cell, program, given, Path(work), outcome)
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     partial = cell.path.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
@@ -133,23 +131,26 @@ def kept(cell: Cell) -> Outcome | None:
     return outcome if outcome.status in FINAL else None
 
 
-def _measured(cell: Cell, program: Program, given: data.Prepared, work: Path, known: Mapping[str, object]) -> Outcome:
+def _measured(cell: Cell, program: Program, given: data.Prepared, work: Path, outcome: Outcome) -> Outcome:
     out = work / ("run" if program.ours else "answer.json")
     words = (_command if program.ours else _script)(cell, program, given, out)
     load = os.getloadavg()[0]
     seconds, peak, code, told = _process(words, _environment(program, work), GRACE * cell.seconds, work)
-    shown = shlex.join(_shown(word) for word in words)
-    measured = {"command": shown, "versions": _versions(program), "seconds": round(seconds, 2), "peak_bytes": peak}
+    outcome = replace(
+        outcome,
+        command=shlex.join(_shown(word) for word in words),
+        versions=_versions(program),
+        seconds=round(seconds, 2),
+        peak_bytes=peak,
+        load=round(load, 2),
+    )
     if code is None:
-        return Outcome(
-            **known, **measured, load=load, status="did not finish", why=f"{told[-1_000:]}\nended after {seconds:.0f} s"
-        )
+        return replace(outcome, status="did not finish", why=f"{told[-1_000:]}\nended after {seconds:.0f} s")
     if code:
-        return Outcome(**known, **measured, load=load, status="failed", why=told[-3_000:])
+        return replace(outcome, status="failed", why=told[-3_000:])
     predictions, facts = (_ours if program.ours else _theirs)(out)
-    expected = set(given.truth)
-    assert set(predictions) == expected, f"{len(predictions)} predictions for {len(expected)} test pictures"
-    return Outcome(**known, **measured, load=load, status="done", predictions=predictions, facts=facts)
+    assert set(predictions) == set(given.truth), f"{len(predictions)} predictions for {len(given.truth)} pictures"
+    return replace(outcome, status="done", predictions=predictions, facts=facts)
 
 
 def _command(cell: Cell, program: Program, given: data.Prepared, out: Path) -> list[str]:
@@ -248,7 +249,7 @@ def _ours(out: Path) -> tuple[dict[str, str], dict[str, object]]:
     from warmstart import predicted
 
     told = predicted.load(out, "test")
-    names = list(told.task.to_json()["class_names"])  # type: ignore[call-overload]
+    names = list(told.task.to_json()["class_names"])
     labels = told.predictions.values.argmax(axis=1).tolist()
     answer = json.loads((out / "report.json").read_text())["answer"]
     facts = {name: answer[name] for name in ("backbone", "strategy", "input_size", "verdict", "stopped")}

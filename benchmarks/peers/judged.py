@@ -6,7 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from warmstart.tasks import Predictions
 from warmstart.tasks.classification import Classes
 
 Verdict = Literal["ahead", "behind", "tie"]
+VERDICTS: Mapping[str, Verdict] = {"a": "ahead", "b": "behind", "tie": "tie"}
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,35 @@ def compared(found: Sequence[Outcome], limit: int | None) -> Iterator[Beside]:
     for (name, seconds), programs in groups.items():
         for ours in (program for program in programs if PROGRAMS[program].ours):
             for peer in (program for program in programs if not PROGRAMS[program].ours):
-                known = {"data": name, "minutes": seconds / 60, "ours": ours, "peer": peer}
-                yield _beside(known, programs[ours], programs[peer], limit)
+                empty = Beside(name, seconds / 60, ours, peer)
+                yield _beside(empty, programs[ours], programs[peer], limit)
 
 
-def _beside(known: Mapping[str, object], ours: list[Outcome], peer: list[Outcome], limit: int | None) -> Beside:
+def _beside(empty: Beside, ours: list[Outcome], peer: list[Outcome], limit: int | None) -> Beside:
     bad = [one for one in (*ours, *peer) if one.status != "done"]
     if bad:
         last = (bad[0].why.strip().splitlines() or [""])[-1]
-        return Beside(**known, why=f"{bad[0].program} {bad[0].status}: {last}")  # type: ignore[arg-type]
+        return replace(empty, why=f"{bad[0].program} {bad[0].status}: {last}")
     seeds = sorted({one.seed for one in ours} & {one.seed for one in peer})
     if not seeds:
-        return Beside(**known, why="no seed in common")  # type: ignore[arg-type]
-    truth = data.prepare(ours[0].data, limit=limit).truth
+        return replace(empty, why="no seed in common")
+    truth = data.prepare(empty.data, limit=limit).truth
     task = Classes("single", tuple(sorted(set(truth.values()))))
     sides = [_predictions(one, truth, task.class_names) for all_ in (ours, peer) for one in all_ if one.seed in seeds]
     members = [list(range(len(seeds))), list(range(len(seeds), 2 * len(seeds)))]
     pair = comparing.measured(task, sides, seed=0, metric="accuracy").means(members, seed=0).pair(0, 1)
-    verdict: Verdict = {"a": "ahead", "b": "behind", "tie": "tie"}[pair.verdict]  # type: ignore[assignment]
-    numbers = (pair.a, pair.b, pair.difference, pair.low, pair.high, pair.p_value)
-    return Beside(*known.values(), *numbers, verdict, len(truth), len(seeds))  # type: ignore[arg-type]
+    return replace(
+        empty,
+        accuracy=pair.a,
+        peer_accuracy=pair.b,
+        difference=pair.difference,
+        low=pair.low,
+        high=pair.high,
+        p_value=pair.p_value,
+        verdict=VERDICTS[pair.verdict],
+        n=len(truth),
+        seeds=len(seeds),
+    )
 
 
 def _predictions(outcome: Outcome, truth: Mapping[str, str], names: Sequence[str]) -> Predictions:

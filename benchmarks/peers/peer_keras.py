@@ -2,7 +2,7 @@
 
 150 px, flips and rotations, batch 64; the frozen network (in inference mode, as the guide insists) under dropout 0.2
 and a new dense layer, Adam; then everything with Adam at 1e-5. The guide's 2 epochs to 1 are kept as a ratio and done
-as often as fits. Keras' own applications would download their weights; the layers below take the same file as the others.
+as often as fits. Keras' own applications would download weights; the layers below take the same file as the others.
 """
 
 from __future__ import annotations
