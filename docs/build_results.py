@@ -179,7 +179,7 @@ def _rows(name: str, facts: Facts, language: str) -> Iterator[Row]:
 def _ratios(facts: Facts, words: Facts) -> Iterator[Row]:
     key = str(facts["benchmark"]).partition("-")[0]
     parameters = {"timed": facts["parameters"].get("epochs"), **facts["parameters"]}
-    parameters["timed"] = parameters["timed"] or parameters["epochs"]
+    parameters["timed"] = parameters["timed"] or parameters.get("epochs")
     title = words.get(key, key).format(**parameters)
     for one in facts["ratios"]:
         if one["what"] not in (*TIMES, "peak_bytes"):

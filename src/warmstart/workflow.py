@@ -99,7 +99,7 @@ def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given
     Raises:
         WarmstartError: With what to do about it.
     """
-    from warmstart import choosing, finals, judge, prepare, tune, writeup
+    from warmstart import choosing, finals, judge, prepare, soup, tune, writeup
 
     with opened("run", data, given, progress) as session:
         session.decide("budget", lambda: (DEFAULT_BUDGET, "ten minutes unless told otherwise"))
@@ -114,6 +114,7 @@ def run(data: str | Path | Dataset, *, progress: Progress | None = None, **given
             for number, candidate in enumerate(finals.candidates(session, ready, chosen, trials)):
                 with session.part(f"trial {number + 2}"):
                     trials.append(tune.tune(session, ready, candidate))
+            trials += soup.greedy(session, ready, trials)
         winner, rivalries = choosing.pick(session, ready, trials)
         judged = judge.test_once(session, ready, winner)
         story = writeup.Story(session, ready, trials, winner, rivalries, judged, chosen, finals.told(session))
