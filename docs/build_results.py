@@ -42,6 +42,7 @@ LABELS = {
         "last_k_cached": "an epoch of last_k (k = {k}) over the cached prefix",
         "last_k_pixels": "the same without the cache",
         "kills": "kill -9 at random moments, then the same command: same bytes",
+        "damage": "checkpoint and cache files with a flipped bit or cut short: detected",
         "faster": "{:.3g} × faster ({:.3g} to {:.3g})",
         "slower": "{:.2f} × the time ({:.2f} to {:.2f})",
         "less": "{:.2f} × the memory ({:.2f} to {:.2f})",
@@ -79,6 +80,7 @@ LABELS = {
         "full_hand_channels_last": "channels-last 格式的手写循环",
         "last_k_cached": "在缓存前缀上跑一个 epoch 的 last_k（k = {k}）",
         "last_k_pixels": "同样的训练，不用缓存",
+        "damage": "检查点与缓存文件翻转一位或被截断：被发现",
         "kills": "随机时刻 kill -9 后重复同一命令：结果逐字节相同",
         "faster": "快 {:.3g} 倍（{:.3g} 至 {:.3g}）",
         "slower": "耗时的 {:.2f} 倍（{:.2f} 至 {:.2f}）",
@@ -232,12 +234,20 @@ def _audit(facts: Facts, language: str) -> Iterator[Row]:
 
 
 def _kills(facts: Facts, language: str) -> Iterator[Row]:
+    yield _exact(LABELS[language]["kills"], facts["kills_resumed_equal"], facts["kills"], LABELS[language])
+
+
+def _damage(facts: Facts, language: str) -> Iterator[Row]:
+    told = facts["parameters"]
+    yield _exact(LABELS[language]["damage"], told["detected"], told["damaged"], LABELS[language])
+
+
+def _exact(what: str, hits: int, total: int, words: Facts) -> Row:
     from scipy.stats import binomtest
 
-    hits, total = facts["kills_resumed_equal"], facts["kills"]
     interval = binomtest(hits, total).proportion_ci()
     share = {"value": hits / total, "hits": hits, "n": total, "interval": (interval.low, interval.high)}
-    yield _share(LABELS[language]["kills"], share, LABELS[language])
+    return _share(what, share, words)
 
 
 def _share(what: str, found: Facts, words: Facts, peer: str = "–") -> Row:
@@ -260,6 +270,7 @@ def _coverage(facts: Facts, language: str) -> Iterator[Row]:
 OWN: dict[str, Callable[[Facts, str], Iterator[Row]]] = {
     "audit_cifar10": _audit,
     "coverage": _coverage,
+    "damage": _damage,
     "kills": _kills,
 }
 

@@ -29,6 +29,8 @@ __all__ = ["FitConfig", "FitResult", "NotFiniteError", "Progress", "Step", "fit"
 
 log = logging.getLogger(__name__)
 
+MUCH = 2**30
+"""Bytes above which freed memory is given back before a fit; below, it is not worth the tenth of a second."""
 CURVE_POINTS = 200
 """Lines of `metrics.jsonl` that the steps of one fit write, at most."""
 
@@ -148,11 +150,9 @@ def fit(
     calls = (forward, batches, validate, penalty, on_progress, should_stop, should_end)
     job = _Job(module, groups, *calls, steps_per_epoch, config, higher_is_better, head)
     _check(job)
-    resources.trim()  # what loading and extraction freed is worth a few more examples at a time
-    try:
-        return _fit(job, folder.path if isinstance(folder, RunDir) else folder, name)
-    finally:
-        resources.trim()
+    if resources.resident_bytes() > MUCH:
+        resources.trim()  # what loading and extraction freed is worth a few more examples at a time
+    return _fit(job, folder.path if isinstance(folder, RunDir) else folder, name)
 
 
 def _fit(job: _Job, root: Path, name: str) -> FitResult:
