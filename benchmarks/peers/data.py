@@ -18,12 +18,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from benchmarks import common
 from PIL import Image
 
 from warmstart import runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ELPV_TEST = 1_000
 FASHION_CLASSES = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -92,7 +96,7 @@ def weights() -> Path:
     return path
 
 
-def _timm_names(tensors: Mapping[str, object]) -> dict[str, object]:
+def _timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name the tensors as timm's `tf_efficientnet_lite0` does: they come in the same order."""
     import timm
 

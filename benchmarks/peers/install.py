@@ -126,7 +126,8 @@ def versions(name: str) -> dict[str, str]:
     )
     python = VENVS / name / "bin" / "python"
     done = subprocess.run([python, "-c", script, *NEEDS[name].told], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 if __name__ == "__main__":
