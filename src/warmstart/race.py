@@ -4,6 +4,7 @@ The race (Jamieson & Talwalkar, 2015, arXiv 1502.07943, with a test in place of 
 Birattari et al., 2002) knows no networks: it asks for predictions on the first n examples of a fixed order, the same
 for everybody, and what an earlier rung computed is not computed again. Nobody is dropped for a difference that chance
 explains, so a race may end with several who are equal; the pick is then the cheapest of those within half a point.
+Where the limit does not let all of them go on, the most promising do, and the others wait where they are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 CLOSE = 0.005
 """Half a point: candidates that differ by less, as far as is known, are equal enough for their cost to decide."""
 CROSSING = 0.03
-"""How much a candidate may catch up between few examples and all of them; its share shrinks as examples are added."""
+"""How much a candidate may catch up whenever the examples double."""
 HASTY = 2.0
 """How far above the limit a pace has to be to count when it was measured once or guessed."""
 ETA = 2
@@ -65,9 +66,18 @@ class Standing:
     measured: Measured | None = None
     n: int = 0
     """Examples that it was last judged on."""
+    path: tuple[tuple[int, float], ...] = ()
+    """(n, value) of every rung that it was in."""
     seconds: float = 0.0
     dropped_because: str = ""
     """Empty while it is in the race."""
+    waits: bool = False
+    """Nobody has shown that it is worse, but the limit let others go on."""
+
+    @property
+    def runs(self) -> bool:
+        """Say whether it goes on to the next rung."""
+        return self.alive and not self.waits
 
     @property
     def alive(self) -> bool:
@@ -121,6 +131,9 @@ class _Field:
 
     def alive(self) -> list[Standing]:
         return [s for s in self.standings.values() if s.alive]
+
+    def running(self) -> list[Standing]:
+        return [s for s in self.standings.values() if s.runs]
 
     def drop(self, name: str, why: str) -> None:
         self.standings[name] = replace(self.standings[name], dropped_because=why)
@@ -176,24 +189,23 @@ def run(
     failures: list[WarmstartError] = []
     for position, n in enumerate(rules.rungs):
         _rung(race, n, measure, failures)
-        alive = race.alive()
-        if not alive:
+        running = race.running()
+        if not running:
             break
-        _judge(race, alive, n, compare)
-        race.survivors |= {s.entrant.name for s in race.alive()}
-        waiting = _waiting(race)
-        if len(race.alive()) + len(waiting) < 2 and not waiting:
+        _judge(race, running, n, compare)
+        race.survivors |= {s.entrant.name for s in race.running()}
+        if len(race.running()) < 2 and not _joining(race):
             race.stopped = "nobody else is left"
             break
-        if position + 1 < len(rules.rungs) and not _affordable(race, n, rules.rungs[position + 1]):
+        if position + 1 < len(rules.rungs) and not _go_on(race, n, rules.rungs[position + 1]):
             break
     return _outcome(race, failures)
 
 
 def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], failures: list[WarmstartError]) -> None:
     """Measure everybody who is in on n examples, the cheapest first, so that a limit hits the dearest."""
-    joining = _waiting(race) if race.survivors else [s for s in race.standings.values() if s.entrant.after is None]
-    running = [s for s in race.alive() if s.n] + [s for s in joining if s.measured is None and not s.dropped_because]
+    joining = _joining(race) if race.survivors else [s for s in race.standings.values() if s.entrant.after is None]
+    running = [s for s in race.running() if s.n] + [s for s in joining if s.measured is None and not s.dropped_because]
     for standing in sorted(running, key=lambda s: s.cost):
         name = standing.entrant.name
         over = _too_slow(race, standing)
@@ -211,13 +223,19 @@ def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], fai
             continue
         # The best pace so far counts: a busy minute of the machine slows one rung and says nothing of the next.
         found = replace(found, seconds_per_example=min(found.seconds_per_example, standing.cost))
-        race.standings[name] = replace(standing, measured=found, n=n, seconds=standing.seconds + found.seconds)
+        race.standings[name] = replace(
+            standing,
+            measured=found,
+            n=n,
+            path=(*standing.path, (n, found.value)),
+            seconds=standing.seconds + found.seconds,
+        )
         over = _too_slow(race, race.standings[name])
-        if over and len(race.alive()) > 1:
+        if over and len(race.running()) > 1:
             race.drop(name, over)
 
 
-def _waiting(race: _Field) -> list[Standing]:
+def _joining(race: _Field) -> list[Standing]:
     """Return who has not begun and may: its cheaper sibling has survived a rung and is still in."""
     return [
         s
@@ -226,7 +244,7 @@ def _waiting(race: _Field) -> list[Standing]:
         and not s.dropped_because
         and s.entrant.after is not None
         and s.entrant.after in race.survivors
-        and race.standings[s.entrant.after].alive
+        and race.standings[s.entrant.after].runs
     ]
 
 
@@ -255,7 +273,7 @@ def _judge(
     found = compare([s.measured.predictions for s in alive if s.measured is not None], lead)
     names = [s.entrant.name for s in alive]
     race.last = tuple((name, one) for name, one in zip(names, found, strict=True) if name != leader.entrant.name)
-    slack = CROSSING * (1.0 - n / race.rules.rungs[-1])
+    slack = CROSSING * math.log2(race.rules.rungs[-1] / n)
     for standing, comparison in zip(alive, found, strict=True):
         if standing is leader or comparison.verdict != "b":
             continue
@@ -271,20 +289,36 @@ def _numbers(found: Comparison) -> str:
     return f"{found.metric} {found.a:.3f} against {found.b:.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
-def _affordable(race: _Field, n: int, following: int) -> bool:
-    """Say whether the next rung keeps the race within its limits, and note it when not."""
+def _go_on(race: _Field, n: int, following: int) -> bool:
+    """Let go on whom the limits allow, the most promising first, and let the others wait; say whether two do."""
     rules = race.rules
     known = [s.cost for s in race.standings.values() if s.measured is not None]
     exhaustive = rules.num_examples * (sum(known) + sum(_guess(race, s) for s in _unmeasured(race)))
     limit = min(rules.seconds, rules.cost_share * exhaustive)
-    coming = sum(s.cost * (following - n) for s in race.alive()) + sum(
-        _guess(race, s) * following for s in _waiting(race)
-    )
-    if race.spent() + coming <= limit:
+    left = limit - race.spent()
+    running, joining = race.running(), _joining(race)
+    coming = sum(s.cost * (following - n) for s in running) + sum(_guess(race, s) * following for s in joining)
+    if coming <= left:
         return True
+    values = shrunk(running)
+    names = []
+    order = sorted(range(len(running)), key=lambda at: (-race.better(values[at], 0.0), running[at].entrant.work))
+    leader = running[order[0]].entrant.name
+    for at in order:
+        larger = sum(_guess(race, s) * following for s in joining if s.entrant.after == running[at].entrant.name)
+        seconds = running[at].cost * (following - n) + larger
+        if seconds <= left:
+            names.append(running[at].entrant.name)
+            left -= seconds
     share = f"{rules.cost_share:.0%} of probing all of them" if limit < rules.seconds else "its share of the budget"
-    race.stopped = f"going on to {following:,} examples would cost {coming:.0f} s, more than {share}"
-    return False
+    race.stopped = f"going on to {following:,} examples with all of them would cost {coming:.0f} s, more than {share}"
+    companions = [s for s in joining if s.entrant.after in names]
+    if leader not in names or len(names) + len(companions) < 2:  # without the leader, others would run for second place
+        return False
+    for standing in running:
+        if standing.entrant.name not in names:
+            race.standings[standing.entrant.name] = replace(standing, waits=True)
+    return True
 
 
 def _unmeasured(race: _Field) -> list[Standing]:
@@ -298,15 +332,16 @@ def _guess(race: _Field, standing: Standing) -> float:
 
 
 def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
-    alive = race.alive()
-    if not alive:
+    last = race.running()
+    if not last:
         assert failures, "a race without failures has a survivor"
         first = failures[0]
         if len(race.standings) == 1:
             raise first
         problem = f"none of {len(race.standings)} candidates could be used (the first: {first.problem})"
         raise SourceError(problem, first.fix) from first
-    values = shrunk(alive)
+    alive = race.alive()
+    values = _expected(race, last, alive)
     best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].entrant.work))
     close = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= _tolerance(race, values[best])]
     pick = alive[min(close, key=lambda at: (alive[at].entrant.work, -race.better(values[at], 0.0)))]
@@ -323,6 +358,15 @@ def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
         ),
     )
     return Outcome(tuple(order), pick, _reason(race, alive, alive[best], pick), race.last)
+
+
+def _expected(race: _Field, last: Sequence[Standing], alive: Sequence[Standing]) -> list[float]:
+    """Return the values of the last rung; of those who wait, as far from its best as they were side by side."""
+    values = dict(zip((s.entrant.name for s in last), shrunk(last), strict=True))
+    leader = max(last, key=lambda s: race.better(values[s.entrant.name], 0.0))
+    before, top = dict(leader.path), values[leader.entrant.name]
+    waiting = {s.entrant.name: top + s.path[-1][1] - before[s.n] for s in alive if s.waits and s.n in before}
+    return [{**values, **waiting}.get(s.entrant.name, s.path[-1][1]) for s in alive]
 
 
 def _tolerance(race: _Field, best: float) -> float:

@@ -165,8 +165,54 @@ def test_priors_break_ties_of_few_examples_only_when_they_fit() -> None:
     assert race.shrunk(standings[:4]) == values[:4]
 
 
+def test_where_not_all_can_go_on_the_most_promising_do_and_the_others_wait() -> None:
+    field = Simulated({"a": 0.9, "b": 0.9, "c": 0.8, "d": 0.8}, seed=2)
+    outcome = raced(field, cost_share=0.075)  # 1,200 s: all on 200 examples, then two on 400
+    waited = [s for s in outcome.standings if s.waits]
+    assert {s.entrant.name for s in waited} == {"c", "d"}
+    assert all(s.alive and s.n == 200 for s in waited), "nobody has shown that they are worse"
+    assert [s.n for s in outcome.standings[:2]] == [400, 400]
+    assert outcome.standings[0] is outcome.pick and outcome.pick.path[0][0] == 100
+    assert "3 others cannot be told from it" in outcome.reason
+    assert (
+        "going on to 800 examples with all of them would cost 800 s, more than 8% of probing all of them"
+        in outcome.reason
+    )
+    assert sum(s.seconds for s in outcome.standings) <= 0.075 * NUM * 4
+
+
+def test_nobody_goes_on_without_the_leader() -> None:
+    field = Simulated({"dear": 0.9, "a": 0.8, "b": 0.8}, costs={"dear": 10.0, "a": 1.0, "b": 1.0}, seed=4)
+    outcome = raced(field, cost_share=0.03)
+    assert {n for _, n in field.asked} == {100}
+    assert outcome.pick.entrant.name == "dear"
+
+
+def test_who_waits_is_picked_when_the_best_of_the_last_rung_was_behind_it_side_by_side() -> None:
+    def standing(name: str, *path: tuple[int, float], waits: bool = False) -> race.Standing:
+        n, value = path[-1]
+        measured = Measured(Simulated({name: value}).measure(Entrant(name), n).predictions, value, 1.0, 1.0)
+        return race.Standing(Entrant(name), measured, n, path, waits=waits)
+
+    led = standing("led", (100, 0.8), (200, 0.85))
+    other = standing("other", (100, 0.78), (200, 0.82))
+    before, behind = standing("before", (100, 0.83), waits=True), standing("behind", (100, 0.75), waits=True)
+    field = race._Field(Rules((100, 200), 200), {})
+    found = race._expected(field, [led, other], [led, other, before, behind])
+    assert found == pytest.approx([0.85, 0.82, 0.88, 0.80])
+
+
 @pytest.mark.parametrize(
     ("num", "expected"), [(50, (50,)), (100, (100,)), (210, (100, 210)), (5000, (100, 200, 400, 800, 1600, 2000))]
 )
 def test_rungs(num: int, expected: tuple[int, ...]) -> None:
     assert race.rungs(num, first=100, cap=2000) == expected
+
+
+def test_a_leader_goes_on_alone_with_its_larger_size_where_there_is_no_time_for_others() -> None:
+    field = Simulated({"s": 0.88, "l": 0.96, "rival": 0.84}, costs={"s": 1.0, "l": 2.0, "rival": 9.0}, seed=4)
+    entrants = [Entrant("s"), Entrant("l", after="s"), Entrant("rival", work=1.0)]
+    outcome = raced(field, entrants=entrants, seconds=2000.0)
+    assert ("l", 200) in field.asked
+    assert ("rival", 200) not in field.asked
+    assert outcome.pick.entrant.name == "l"
