@@ -43,6 +43,8 @@ class Program:
     words: tuple[str, ...] = ()
     """Own words of the command of warmstart."""
     backbone: str = "EfficientNet-Lite0"
+    usual: bool = True
+    """Runs unless others are named, and counts in the summary."""
 
     @property
     def ours(self) -> bool:
@@ -59,10 +61,11 @@ PROGRAMS = {
         Program("textbook-full", "textbook", "peer_textbook.py", "full"),
         Program("sklearn", "sklearn", "peer_sklearn.py"),
         Program("fastai", "fastai", "peer_fastai.py"),
-        Program("transformers", "transformers", "peer_transformers.py", "5e-5"),
-        Program("transformers-1e-3", "transformers", "peer_transformers.py", "1e-3"),
+        Program("transformers", "transformers", "peer_transformers.py", "1e-3"),
+        Program("transformers-guide", "transformers", "peer_transformers.py", "5e-5", usual=False),
         Program("keras", "keras", "peer_keras.py"),
         Program("autogluon", "autogluon", "peer_autogluon.py"),
+        Program("autogluon-1e-3", "autogluon", "peer_autogluon.py", "1e-3", usual=False),
     )
 }
 

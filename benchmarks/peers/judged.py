@@ -59,7 +59,8 @@ def write(limit: int | None) -> tuple[Path, str]:
     """Write all kept cells and comparisons; return the file and a summary in words."""
     found = sorted(_kept(limit), key=_order)
     beside = list(compared(found, limit))
-    summary = {name: summed([one for one in beside if one.ours == name]) for name in PROGRAMS if PROGRAMS[name].ours}
+    counted = [one for one in beside if PROGRAMS[one.peer].usual]
+    summary = {name: summed([one for one in counted if one.ours == name]) for name in PROGRAMS if PROGRAMS[name].ours}
     content = {
         "benchmark": "peers",
         "finished": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -72,7 +73,7 @@ def write(limit: int | None) -> tuple[Path, str]:
         "machine": common.machine(),
         "environment": runtime.environment(),
         "summary": summary,
-        "readme": [] if limit else list(_readme(summary, beside)),
+        "readme": [] if limit else list(_readme(summary, counted)),
         "compared": [asdict(one) for one in beside],
         "cells": [_row(one, limit) for one in found],
     }

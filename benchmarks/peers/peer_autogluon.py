@@ -2,7 +2,8 @@
 
 Its checkpoint option takes a local folder in timm's layout. The picture size is chosen as for the other peers, and the
 longest training is set to what fits, so that the learning rate comes down within the time. Everything else is its own:
-hold-out, augmentation, layer-wise rates, and the soup of its best checkpoints.
+hold-out, augmentation, layer-wise rates, and the soup of its best checkpoints. `--variant` is another learning rate
+than its 1e-4.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 VALID = 0.2
 """Part that it holds out of so few examples; it validates on it twice in an epoch, and a few times at the end."""
-START_SECONDS = 4.0
-"""It spends before the first step."""
+MICRO_BATCH = 8
+"""It accumulates gradients over batches of this size."""
+START_SECONDS = 10.0
+"""It spends before the first step, and between the last one and the end, other than on pictures."""
 
 
 def main() -> None:
@@ -29,7 +32,7 @@ def main() -> None:
     from autogluon.multimodal import MultiModalPredictor
 
     network = tools.lite0(job, num_classes=0)
-    paces, num = tools.pace(network), len(job.train)
+    paces, num = tools.pace(network, MICRO_BATCH), len(job.train)
     size, epochs, reserve = tools.planned(job, paces, fixed_epochs=3 * VALID, share=1 - VALID)
     reserve += 3.3 * VALID * paces.seconds(num, size, training=False)
     predictor = MultiModalPredictor(label="label", path=str(job.out.parent / "autogluon"), verbosity=1)
@@ -43,6 +46,7 @@ def main() -> None:
             "model.timm_image.image_size": size,
             "model.timm_image.image_norm": "inception",
             "optim.max_epochs": min(20, epochs),
+            **({"optim.lr": float(job.variant)} if job.variant else {}),
         },
     )
     found = predictor.predict(pd.DataFrame({"image": [str(path) for path in job.test]}), as_pandas=False)

@@ -1,15 +1,15 @@
 """Hugging Face Trainer: its guide to image classification, on EfficientNet-Lite0 from a local timm folder.
 
 RandomResizedCrop, batch 16 × 4 accumulated, AdamW, linear decay after 10 % warm-up, validated after each epoch on a
-tenth of the training pictures, the best epoch kept. `--variant` is the learning rate; the guide's own is 5e-5, for a
-vision transformer.
+tenth of the training pictures, the best epoch kept. `--variant` is the learning rate; the guide's own is 5e-5, for
+a vision transformer.
 """
 
 from __future__ import annotations
 
 import peer_tools as tools
 
-VALID = 0.1
+VALID, BATCH = 0.1, 16
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     model = AutoModelForImageClassification.from_pretrained(
         job.weights.parent, num_labels=len(job.classes), ignore_mismatched_sizes=True
     )
-    size, epochs, reserve = tools.planned(job, tools.pace(tools.lite0(job, num_classes=0)), share=1 - VALID)
+    size, epochs, reserve = tools.planned(job, tools.pace(tools.lite0(job, num_classes=0), BATCH), share=1 - VALID)
 
     class Deadline(TrainerCallback):
         """Ends the training when only the time for test is left."""
@@ -49,9 +49,9 @@ def main() -> None:
         save_strategy="epoch",
         save_total_limit=2,
         learning_rate=float(job.variant),
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=4,
-        per_device_eval_batch_size=16,
+        per_device_eval_batch_size=BATCH,
         num_train_epochs=epochs,
         warmup_steps=0.1,
         load_best_model_at_end=True,

@@ -41,7 +41,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", default="2,8")
     parser.add_argument("--data", default=",".join(data.LOADERS))
-    parser.add_argument("--peers", default=",".join(PROGRAMS), help="what to run, warmstart's two rows included")
+    parser.add_argument(
+        "--peers",
+        default=",".join(name for name in PROGRAMS if PROGRAMS[name].usual),
+        help="what to run, warmstart's two rows included",
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run cells that are kept once more")
     parser.add_argument("--limit", type=int, help="most pictures of each split; results stay out of the repository")
