@@ -51,7 +51,7 @@ STRATEGIES = {
     "gradual": Choice("gradual"),
 }
 SLACK = 20.0
-"""Seconds that the finals get beside twice the slowest fit: eight of them they leave to a report that is not written."""
+"""Seconds that the finals get beside twice the slowest fit; eight of them go to a report that is not written."""
 DECIDED = "decided"
 Pictures = tuple[np.ndarray, np.ndarray]
 
