@@ -36,13 +36,16 @@ from sklearn.datasets import load_digits
 {imports}from warmstart.scores import Evidence, measure
 
 digits = load_digits()
-value = measure("{name}", Evidence(digits.target[:200], {evidence}))
+{before}evidence = Evidence(digits.target[:200], {evidence})
+value = measure("{name}", evidence)
 ```"""
 EVIDENCE = {
     "features": "features=digits.data[:200]",
-    "source_probabilities": "source_probabilities=digits.data[:200] / digits.data[:200].sum(1, keepdims=True)",
+    "source_probabilities": "source_probabilities=said",
     "card": 'card=Card("package/mobilenet_v2", accuracy=71.9)',
 }
+SAID = "said = digits.data[:200] / digits.data[:200].sum(1, keepdims=True)\n"
+"""Stands for the probabilities of the weights' own classes."""
 SECTIONS = ("Needs", "Relations", "Cost", "Example", "Notes")
 
 
@@ -121,7 +124,8 @@ def _example(kind: str, name: str) -> tuple[str, str]:
         needs = plugins.load(kind, name).needs  # type: ignore[attr-defined]
         evidence = ", ".join(EVIDENCE[need] for need in needs)
         imports = "from warmstart.models import Card\n" if "card" in needs else ""
-        return "## In Python", SCORING.format(name=name, imports=imports, evidence=evidence)
+        before = SAID if "source_probabilities" in needs else ""
+        return "## In Python", SCORING.format(name=name, imports=imports, evidence=evidence, before=before)
     example = EXAMPLES[kind].format(name=name, example=BACKBONES.get(name, f"{name}/NAME"))
     return "## On the command line", f"```\n{example}\n```"
 

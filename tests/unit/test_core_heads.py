@@ -341,7 +341,9 @@ def test_features_that_are_no_numbers_are_refused(link: heads.Link, bad: float) 
         "  fix: another backbone or data.image_size, or warmstart cache clear"
     )
     with pytest.raises(TrainingError, match="examples have targets that are NaN"):
-        heads.solve(link, np.ones((20, 4), np.float32), np.full((20, 2), bad, np.float32), train=rows, folds=[(rows, rows)])
+        heads.solve(
+            link, np.ones((20, 4), np.float32), np.full((20, 2), bad, np.float32), train=rows, folds=[(rows, rows)]
+        )
 
 
 def test_a_loss_that_is_no_number_is_not_called_a_minimum() -> None:
