@@ -362,15 +362,26 @@ Rivalry: TypeAlias = tuple[Trial, Trial, comparing.Comparison]
 
 
 def pick(session: Session, data: Prepared, trials: Sequence[Trial]) -> tuple[Trial, list[Rivalry]]:
-    """Keep what validates better by a paired interval; a tie goes to the cheaper, which comes first.
+    """Keep what validates better by a paired interval; a tie goes to what answers faster, or else to the first.
 
-    Stacks come last, whenever they were tried: they cost more with every answer.
+    Of two that answer equally fast nobody is cheaper, and half a point decides. Stacks come last, whenever they were
+    tried: they cost more with every answer.
     """
     winner, *rivals = sorted(trials, key=lambda trial: len(parts.parse(trial.candidate.backbone)))
     rivalries = []
     for rival in rivals:
         found = comparing.paired(data.task, rival.val, winner.val, seed=session.recipe.seed)
         rivalries.append((rival, winner, found))
-        if found.verdict == "a":
+        if beats(data, rival, winner, found):
             winner = rival
     return winner, rivalries
+
+
+def beats(data: Prepared, rival: Trial, winner: Trial, found: comparing.Comparison) -> bool:
+    """Say whether a rival takes the winner's place: shown to be better, or as quick to answer and seemingly better."""
+    if found.verdict != "tie":
+        return found.verdict == "a"
+    mine, other = rival.candidate, winner.candidate
+    as_quick = mine.backbone == other.backbone and mine.image_size <= other.image_size
+    up = data.task.metrics()[0].higher_is_better
+    return as_quick and (found.difference > race.CLOSE if up else -found.difference > race.CLOSE * abs(found.b))

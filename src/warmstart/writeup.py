@@ -305,7 +305,11 @@ def _planned(story: Story) -> Trial | None:
 def _reason(story: Story, trial: Trial) -> str:
     if len(story.trials) == 1:
         return "the only trial"
-    beaten = any(rival is trial and found.verdict == "a" for rival, _, found in story.rivalries)
+    met = [(other, found) for rival, other, found in story.rivalries if rival is trial]
+    won = [found for other, found in met if choosing.beats(story.data, trial, other, found)]
+    beaten, shown = bool(won), any(found.verdict == "a" for found in won)
+    if trial is story.winner and beaten and not shown:
+        return "better on val by more than half a point, which may be chance, and as quick to answer"
     if trial is story.winner:
         return "better on val by a paired interval" if beaten else "nothing else was better on val"
     return "another was better on val" if beaten or trial is story.trials[0] else "not better than what is cheaper"

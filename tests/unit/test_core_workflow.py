@@ -246,21 +246,33 @@ def said(hits: np.ndarray) -> Predictions:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "winner"), [(80, 80, 0), (80, 82, 0), (60, 95, 1), (95, 60, 0), (100, 100, 0)]
+    ("first", "second", "size", "winner"),
+    [
+        (80, 80, 32, 0),
+        (80, 82, 32, 1),  # nobody is cheaper, so half a point decides
+        (80, 82, 24, 1),
+        (80, 82, 64, 0),  # a tie goes to what answers faster
+        (82, 80, 32, 0),
+        (60, 95, 64, 1),
+        (95, 60, 32, 0),
+        (100, 100, 32, 0),
+    ],
 )
-def test_the_better_wins_and_a_tie_goes_to_the_cheaper(first: int, second: int, winner: int, tmp_path: Path) -> None:
+def test_the_better_wins_and_a_tie_goes_to_the_cheaper(
+    first: int, second: int, size: int, winner: int, tmp_path: Path
+) -> None:
     def check(session: Session, data: Prepared) -> None:
         model = object.__new__(trained.TrainedModel)
         trials = [
-            Trial(Candidate(TINY, 32, Choice(name)), model, said(np.arange(100) < hits), 1.0)
-            for name, hits in (("probe", first), ("lp_ft", second))
+            Trial(Candidate(TINY, at, Choice(name)), model, said(np.arange(100) < hits), 1.0)
+            for name, hits, at in (("probe", first, 32), ("lp_ft", second, size))
         ]
         found, comparisons = choosing.pick(session, data, trials)
         assert found is trials[winner]
         assert len(comparisons) == 1
         rival, other, verdict = comparisons[0][0], comparisons[0][1], comparisons[0][2].verdict
         assert (rival, other) == (trials[1], trials[0])
-        assert verdict == ("a" if winner else "b" if first > second else "tie")
+        assert verdict == ("tie" if abs(first - second) < 5 else "a" if winner else "b")
         assert choosing.pick(session, data, trials[:1]) == (trials[0], [])
 
     session_of(tmp_path, check)
