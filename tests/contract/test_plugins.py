@@ -230,7 +230,7 @@ STRATEGIES = {
     "headless": (FULL(), {"prepare": _headless}, r"the head's \['linear.weight', 'linear.bias'\] are in no group"),
     "twice": (FULL(), {"prepare": _twice}, "a parameter is in two groups"),
     "foreign": (FULL(), {"prepare": _foreign}, "1 parameters in groups are not the model's"),
-    "nothing": (FULL(), {"prepare": lambda self, model: ()}, "nothing learns and the head is not solved"),
+    "nothing": (FULL(), {"prepare": lambda self, model: ()}, "nothing learns, and head_start is"),
     "backwards": (FULL(), {"prepare": _lies(lambda g: dataclasses.replace(g, lr_scale=-1.0))}, "not positive"),
     "asleep": (
         FULL(),
