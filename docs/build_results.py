@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh.md"}
 BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 Facts = Mapping[str, Any]
-ELSEWHERE = ("scores",)
+ELSEWHERE = ("scores", "race", "strategies")
 """Results whose table stands in the guide and not in the READMEs."""
 
 OURS = ("command", "then_warm", "full_ours", "last_k_cached")
