@@ -310,7 +310,8 @@ def _packed(head: Solved | nn.Module) -> bytes:
     """Return a head as a safetensors file."""
     from safetensors.numpy import save
 
-    return save(head.arrays() if isinstance(head, Solved) else _arrays(head))
+    arrays = head.arrays() if isinstance(head, Solved) else _arrays(head)
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})  # else it writes them transposed
 
 
 def _arrays(head: nn.Module) -> dict[str, np.ndarray]:
