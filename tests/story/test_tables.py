@@ -122,12 +122,15 @@ def test_numbers_make_a_regression(tmp_path: Path) -> None:
 def test_a_flat_folder_of_little_data_is_cross_validated_and_finetuned(tmp_path: Path) -> None:
     assets.noise_folder(tmp_path / "photos", {"red": 16, "green": 16, "blue": 16}, size=32)
     words = ("--backbone", "random/test_resnet", "data.image_size=32", "--budget", "1h", "epochs=2")
-    done = warmstart(tmp_path, "run", "photos", *words, "--out", "R", "--json")
+    done = warmstart(tmp_path, "run", "photos", *words, "search.trials=0", "--out", "R", "--json")
     assert value(done, "accuracy") > 0.8
     assert facts(tmp_path)["splits"]["folds"] == 5
-    assert [attempt["name"] for attempt in facts(tmp_path)["attempts"]] == ["probe", "lp_ft"]
+    probe, tuned = (attempt["name"] for attempt in facts(tmp_path)["attempts"])
+    assert probe == "probe"
+    assert " lr=" in tuned, "the finals found a strategy and a learning rate"
     stages = {json.loads(line)["stage"] for line in (tmp_path / "R/metrics.jsonl").read_text().splitlines()}
-    assert stages == {"fold0", "fold1", "fold2", "fold3", "fold4", "fit"}
+    kinds = [stage.partition("-")[0] for stage in sorted(stages) if not stage.startswith("short-")]
+    assert kinds == ["fit", "fold0", "fold1", "fold2", "fold3", "fold4"]
     recipe = tomllib.loads((tmp_path / "R/recipe.toml").read_text())
     assert recipe["epochs"] == 2
 
