@@ -203,14 +203,18 @@ def run(
 
 
 def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], failures: list[WarmstartError]) -> None:
-    """Measure everybody who is in on n examples, the cheapest first, so that a limit hits the dearest."""
+    """Measure all who are in on n examples: the leader, then the cheapest first, so that a limit hits the dearest."""
     joining = _joining(race) if race.survivors else [s for s in race.standings.values() if s.entrant.after is None]
-    running = [s for s in race.running() if s.n] + [s for s in joining if s.measured is None and not s.dropped_because]
-    for standing in sorted(running, key=lambda s: s.cost):
+    ranked = sorted(race.running(), key=lambda s: -race.better(s.measured.value, 0.0) if s.measured else 0.0)
+    others = [*ranked[1:], *(s for s in joining if s.measured is None and not s.dropped_because)]
+    for standing in [*ranked[:1], *sorted(others, key=lambda s: (s.cost, s.entrant.work))]:
         name = standing.entrant.name
         over = _too_slow(race, standing)
         if over:
             race.drop(name, over)
+            continue
+        if race.spent() > race.rules.seconds and any(s.n == n for s in race.running()):
+            _leave_out(race, standing)
             continue
         try:
             found = measure(standing.entrant, n)
@@ -233,6 +237,16 @@ def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], fai
         over = _too_slow(race, race.standings[name])
         if over and len(race.running()) > 1:
             race.drop(name, over)
+
+
+def _leave_out(race: _Field, standing: Standing) -> None:
+    """Let somebody wait for whom the time of the race is over; a rung may take longer than was forecast."""
+    name = standing.entrant.name
+    if standing.measured is None:
+        race.drop(name, "not tried: the time of the race was over")
+    else:
+        race.standings[name] = replace(standing, waits=True)
+    race.stopped = "its share of the budget was used up"
 
 
 def _joining(race: _Field) -> list[Standing]:

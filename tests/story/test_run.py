@@ -53,7 +53,7 @@ def test_the_last_line_is_one_object_that_holds_the_answer(story: Story) -> None
     assert done.code == 0, done.err
     assert done.err == "", "quiet when not a terminal"
     answer = done.json
-    assert set(answer) == {"run", "report", "seconds", "planned_seconds", "decisions", "metrics"}
+    assert set(answer) == {"run", "report", "seconds", "planned_seconds", "decisions", "metrics", "stopped", "warnings"}
     assert answer["run"] == "R"
     assert answer["report"] == "R/report.html"
     assert 0 < answer["seconds"] <= 1.3 * BUDGET, "a machine may be busier than it was when the plan was made"
@@ -74,7 +74,7 @@ def test_the_last_line_is_one_object_that_holds_the_answer(story: Story) -> None
 
 def test_the_run_folder_holds_everything(story: Story) -> None:
     names = {path.name for path in story.run.iterdir()} - {".lock"}
-    expected = {"recipe.toml", "manifest.json", "weights", "report.html", "report.json", "README.md"}
+    expected = {"recipe.toml", "manifest.json", "weights", "predictions", "report.html", "report.json", "README.md"}
     fitted = {"metrics.jsonl", "checkpoints"}
     assert names in (expected, expected | fitted)
     assert {"model.safetensors", "head.safetensors", "card.json", "model.json"} == set(weights(story.run))

@@ -216,3 +216,11 @@ def test_a_leader_goes_on_alone_with_its_larger_size_where_there_is_no_time_for_
     assert ("l", 200) in field.asked
     assert ("rival", 200) not in field.asked
     assert outcome.pick.entrant.name == "l"
+
+
+def test_a_rung_that_takes_longer_than_forecast_ends_with_whom_it_has() -> None:
+    field = Simulated({"a": 0.9, "b": 0.89, "c": 0.88}, costs={"a": 3.0, "b": 4.0, "c": 5.0})
+    entrants = [Entrant(name, work=cost) for name, cost in field.costs.items()]
+    outcome = raced(field, entrants=entrants, seconds=350.0)
+    assert field.asked == [("a", 100), ("b", 100)], "after 700 s there is no time for a third"
+    assert outcome.standings[-1].dropped_because == "not tried: the time of the race was over"
