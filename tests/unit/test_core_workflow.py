@@ -377,7 +377,15 @@ def test_a_budget_that_is_nearly_gone_leaves_no_room(tmp_path: Path) -> None:
     session_of(tmp_path, check, {"strategy": None, "budget": "1m"})
 
 
-def test_a_budget_with_room_tries_things_out_and_decides_epochs(tmp_path: Path) -> None:
+STEADY = pace.Pace(fill=0.0, example=0.01, num_train=40, num_val=0)
+"""A pace that does not depend on how busy the machine is: two epochs of each fold in a short trial."""
+
+
+def test_a_budget_with_room_tries_things_out_and_decides_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "measured", lambda *_: STEADY)
+
     def check(session: Session, data: Prepared) -> None:
         found = finals_of(session, data)
         assert found.candidate is not None and found.candidate.settings["epochs"] == tune.MAX_EPOCHS
@@ -393,7 +401,23 @@ def test_a_budget_with_room_tries_things_out_and_decides_epochs(tmp_path: Path) 
     session_of(tmp_path, check, {"strategy": None, "budget": "10m"})
 
 
+def test_few_epochs_are_not_spent_on_trying_things_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "measured", lambda *_: replace(STEADY, example=0.5))
+
+    def check(session: Session, data: Prepared) -> None:
+        found = finals_of(session, data)
+        assert found.candidate is not None and 1 <= found.candidate.settings["epochs"] < finals.ENOUGH_EPOCHS
+        assert found.reason.startswith(
+            "every epoch was worth more than trying things out, so the usual was taken; lp_ft"
+        )
+        assert found.shorts == ()
+
+    session_of(tmp_path, check, {"strategy": None, "budget": "10m"})
+
+
 def test_finals_are_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "measured", lambda *_: replace(STEADY, example=0.5))
+
     def check(session: Session, data: Prepared) -> None:
         first = finals_of(session, data)
         monkeypatch.setattr(pace, "measured", forbidden)
