@@ -141,7 +141,8 @@ def warnings(story: Story) -> tuple[str, ...]:
         told.append(f"Stopped early by {stop.asked}: this is the best of what was tried by then.")
     near = len(story.data.report.near_test_rows)
     if near:
-        told.append(f"{near} test examples have a copy or near-copy in train or val; metrics without them are below.")
+        have = "example has" if near == 1 else "examples have"
+        told.append(f"{near} test {have} a copy or near-copy in train or val; metrics without them are below.")
     return tuple(told)
 
 

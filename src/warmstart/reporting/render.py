@@ -97,6 +97,7 @@ def page(facts: Facts) -> str:
             card_rows=card_rows(facts.card),
             longest_stage=max((max(x.seconds, x.planned_seconds or 0.0) for x in facts.stages), default=1.0),
             comparison_ends=_comparison_ends(facts.comparisons),
+            untried=[x for x in facts.leaderboard if x.dropped_because.startswith("not tried")],
             race_metric=next((words.metric(x.metric.name).label for x in facts.leaderboard if x.metric), ""),
             **_attempt_axis(facts),
         )
