@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from warmstart import bench, catalogue, comparing, evaluation, race, runtime, sources, tune
+from warmstart import bench, catalogue, comparing, evaluation, extract, race, runtime, sources, tune
 from warmstart.bench import Bench
 from warmstart.config import Choice
 from warmstart.errors import SourceError
@@ -290,11 +290,10 @@ def course(data: Prepared, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _rate(head: tune.HeadStart, card: Card, size: int) -> float:
     """Forecast the seconds of one more example."""
-    computed = sum(one.computed for one in head.extracted)
-    seconds = sum(one.seconds for one in head.extracted)
-    if computed:
-        return seconds / computed * (ENGINE_GAIN if computed < MANY else 1.0)
-    return work(card, size) / MACS_PER_SECOND
+    rate = extract.seconds_per_example(head.extracted)
+    if rate is None:
+        return work(card, size) / MACS_PER_SECOND
+    return rate * (ENGINE_GAIN if sum(one.computed for one in head.extracted) < MANY else 1.0)
 
 
 def work(card: Card, size: int) -> float:
@@ -384,4 +383,5 @@ def beats(data: Prepared, rival: Trial, winner: Trial, found: comparing.Comparis
     mine, other = rival.candidate, winner.candidate
     as_quick = mine.backbone == other.backbone and mine.image_size <= other.image_size
     up = data.task.metrics()[0].higher_is_better
-    return as_quick and (found.difference > race.CLOSE if up else -found.difference > race.CLOSE * abs(found.b))
+    gain = found.difference if up else -found.difference
+    return as_quick and gain > race.close(found.b, higher_is_better=up)

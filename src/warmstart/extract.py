@@ -165,6 +165,12 @@ def _side_by_side(found: Sequence[Extracted]) -> Extracted:
     )
 
 
+def seconds_per_example(found: Sequence[Extracted]) -> float | None:
+    """Return what computing one example took; None where everything was in the cache."""
+    computed = sum(one.computed for one in found)
+    return sum(one.seconds for one in found) / computed if computed else None
+
+
 def identity(backbone: Backbone | LazyBackbone, card: Card) -> str:
     """Hash what a backbone's values depend on; see `lazy.identity`."""
     return backbone.identity if isinstance(backbone, LazyBackbone) else lazy.identity(backbone, card)

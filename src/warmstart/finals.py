@@ -24,6 +24,7 @@ from warmstart.errors import WarmstartError
 from warmstart.pace import Pace
 from warmstart.prepare import Prepared
 from warmstart.session import Session
+from warmstart.tasks import Predictions
 from warmstart.tune import MAX_EPOCHS, Candidate, Trial
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 MIN_EPOCHS = 1
 """One epoch of LP-FT over all layers already beat its probe by five points on CIFAR-10 (docs/decisions/0001)."""
 ENOUGH_EPOCHS = 6
-"""Where the usual strategy gets fewer epochs in than this, each is worth more than trying things out: on CIFAR-10 in
-ten minutes two epochs of all layers gave .922, and what short trials left gave .908 (one seed each)."""
+"""Where the usual strategy gets fewer epochs in than this, each is worth more than trying things out
+(docs/decisions/0340)."""
 EXPLORE = 0.25
 """Share of what is left that short trials may take."""
 FEWEST_STEPS = 12
@@ -134,8 +135,7 @@ def planned(session: Session, data: Prepared, base: Trial) -> Plan:
     session.remember(PLAN, lambda: _decided(session, data, base))
     found = told(session)
     assert found is not None
-    for folder in (session.folder.path / "checkpoints").glob(f"{SHORT}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    forget_fits(session, SHORT)
     what = "nothing" if found.candidate is None else named(found.candidate)
     session.decisions.append(Decision("what to fit", what, found.reason))
     session.closing_seconds = pace.closing_seconds(data, base)
@@ -269,7 +269,7 @@ class _Contest:
 
     def moving_depth(self) -> int | None:
         """Return how many of the last layer groups hold most of the relative gradient; None when that is all."""
-        ready = tune.build(self.session, self.data, Candidate(*_place(self.base), Choice("lp_ft")))
+        ready = tune.build(self.session, self.data, replace(self.base.candidate, strategy=Choice("lp_ft")))
         from warmstart import gradients  # it brings torch, which a run on known features does without
 
         self.moving = gradients.relative(self.session, self.data, ready)
@@ -324,28 +324,24 @@ class _Contest:
         done = [(one, speed, num, trial) for one, speed, num, trial in tried if trial is not None]
         return self.judged(done) if len(done) > 1 else (None, "")
 
-    def short(self, candidate: Candidate, num: int) -> tuple[object, float] | None:
+    def short(self, candidate: Candidate, num: int) -> tuple[Predictions, float] | None:
         """Fit a contender on `num` examples, repetitions counted; None when it fails."""
-        begun = self.session.seconds()
-        pairs, epochs = sample(self.data, num, seed=self.session.recipe.seed)
-        candidate = replace(candidate, settings={**candidate.settings, "epochs": epochs})
         try:
-            found = tune.held_out(self.session, self.data, candidate, pairs, name=f"{SHORT}{num}-{candidate.fit_name}")
+            return short_fit(self.session, self.data, candidate, num, prefix=SHORT)
         except (WarmstartError, MemoryError) as error:
             log.warning("%s was left out: %s", self.title(candidate), error)
             return None
-        return found, self.session.seconds() - begun
 
     def judged(
-        self, tried: Sequence[tuple[Candidate, Pace, int, tuple[object, float]]]
+        self, tried: Sequence[tuple[Candidate, Pace, int, tuple[Predictions, float]]]
     ) -> tuple[tuple[Candidate, Pace], str]:
         """Compare contenders on the same examples of val, and write the round down."""
         task = self.data.task
         predictions = [trial[0] for *_, trial in tried]
-        values = [tune.point(self.data, one) for one in predictions]  # type: ignore[arg-type]
+        values = [tune.point(self.data, one) for one in predictions]
         sign = 1.0 if task.metrics()[0].higher_is_better else -1.0
         best = max(range(len(tried)), key=lambda at: (sign * values[at], -at))
-        found = comparing.many(task, predictions, reference=best, seed=self.session.recipe.seed)  # type: ignore[arg-type]
+        found = comparing.many(task, predictions, reference=best, seed=self.session.recipe.seed)
         for at, (one, _, num, (_, seconds)) in enumerate(tried):
             verdict = (
                 "best"
@@ -358,6 +354,23 @@ class _Contest:
             )
         winner, speed, *_ = tried[best]
         return (winner, speed), f"{self.title(winner)} was best of {len(tried)} short trials ({values[best]:.3f})"
+
+
+def short_fit(
+    session: Session, data: Prepared, candidate: Candidate, num: int, *, prefix: str
+) -> tuple[Predictions, float]:
+    """Fit a candidate on `num` examples, repetitions counted; return what it says of val, and the seconds."""
+    begun = session.seconds()
+    pairs, epochs = sample(data, num, seed=session.recipe.seed)
+    candidate = replace(candidate, settings={**candidate.settings, "epochs": epochs})
+    found = tune.held_out(session, data, candidate, pairs, name=f"{prefix}{num}-{candidate.fit_name}")
+    return found, session.seconds() - begun
+
+
+def forget_fits(session: Session, prefix: str) -> None:
+    """Remove the checkpoints of short fits whose results are written down."""
+    for folder in (session.folder.path / "checkpoints").glob(f"{prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def affords(data: Prepared, speed: Pace, seconds: float) -> int:
@@ -379,10 +392,6 @@ def sample(data: Prepared, num: int, *, seed: int) -> tuple[list[tuple[np.ndarra
     train = order[np.isin(order, data.splits.train)]
     val = order[np.isin(order, data.splits.val)][:NUM_VAL]
     return [(np.sort(train[:num]), np.sort(val))], max(1, num // len(train))
-
-
-def _place(trial: Trial) -> tuple[str, int]:
-    return trial.candidate.backbone, trial.candidate.image_size
 
 
 def named(candidate: Candidate) -> str:

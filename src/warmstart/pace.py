@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from warmstart import extract
 from warmstart.prepare import Prepared
 from warmstart.session import Session
 from warmstart.tune import Candidate, Trial
@@ -12,6 +13,8 @@ from warmstart.tune import Candidate, Trial
 SPARE = 0.9
 """Share of what is left that a plan may fill: forecasts err, and the budget is a deadline."""
 REPORT_SECONDS = 8.0
+CACHED_SECONDS = 0.01
+"""What an example is taken to cost where all of them were in the cache and nothing was measured."""
 STARTING_SECONDS = 1.5
 """What it takes to build a network and solve its head before a fit begins."""
 
@@ -65,10 +68,5 @@ def measured(session: Session, data: Prepared, candidate: Candidate) -> Pace:
 
 def closing_seconds(data: Prepared, probe: Trial) -> float:
     """Forecast what comes after the trials: the kept model on val and test, and the report."""
-    return REPORT_SECONDS + _seconds_per_image(probe) * (len(data.splits.test) + len(data.splits.val))
-
-
-def _seconds_per_image(trial: Trial) -> float:
-    computed = sum(one.computed for one in trial.extracted)
-    seconds = sum(one.seconds for one in trial.extracted)
-    return seconds / computed if computed else 0.01
+    rate = extract.seconds_per_example(probe.extracted)
+    return REPORT_SECONDS + (CACHED_SECONDS if rate is None else rate) * (len(data.splits.test) + len(data.splits.val))

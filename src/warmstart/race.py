@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,8 +114,6 @@ class Outcome:
     standings: tuple[Standing, ...]
     pick: Standing
     reason: str
-    comparisons: tuple[tuple[str, Comparison], ...] = ()
-    """The leader of the last rung against each of the others that were in it."""
 
 
 @dataclass
@@ -125,9 +123,8 @@ class _Field:
     rules: Rules
     standings: dict[str, Standing]
     last: tuple[tuple[str, Comparison], ...] = ()
+    """The others of the last rung, each compared with its leader."""
     stopped: str = ""
-    survivors: set[str] = field(default_factory=set)
-    """Who has survived a rung."""
 
     def alive(self) -> list[Standing]:
         return [s for s in self.standings.values() if s.alive]
@@ -193,7 +190,6 @@ def run(
         if not running:
             break
         _judge(race, running, n, compare)
-        race.survivors |= {s.entrant.name for s in race.running()}
         if len(race.running()) < 2 and not _joining(race):
             race.stopped = "nobody else is left"
             break
@@ -204,9 +200,9 @@ def run(
 
 def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], failures: list[WarmstartError]) -> None:
     """Measure all who are in on n examples: the leader, then the cheapest first, so that a limit hits the dearest."""
-    joining = _joining(race) if race.survivors else [s for s in race.standings.values() if s.entrant.after is None]
     ranked = sorted(race.running(), key=lambda s: -race.better(s.measured.value, 0.0) if s.measured else 0.0)
-    others = [*ranked[1:], *(s for s in joining if s.measured is None and not s.dropped_because)]
+    joining = _joining(race) if ranked else [s for s in _unmeasured(race) if s.entrant.after is None]
+    others = [*ranked[1:], *joining]
     for standing in [*ranked[:1], *sorted(others, key=lambda s: (s.cost, s.entrant.work))]:
         name = standing.entrant.name
         over = _too_slow(race, standing)
@@ -250,16 +246,8 @@ def _leave_out(race: _Field, standing: Standing) -> None:
 
 
 def _joining(race: _Field) -> list[Standing]:
-    """Return who has not begun and may: its cheaper sibling has survived a rung and is still in."""
-    return [
-        s
-        for s in race.standings.values()
-        if s.measured is None
-        and not s.dropped_because
-        and s.entrant.after is not None
-        and s.entrant.after in race.survivors
-        and race.standings[s.entrant.after].runs
-    ]
+    """Return who has not begun and may, between rungs: its cheaper sibling was measured and is still in."""
+    return [s for s in _unmeasured(race) if s.entrant.after is not None and race.standings[s.entrant.after].runs]
 
 
 def _too_slow(race: _Field, standing: Standing) -> str:
@@ -357,8 +345,9 @@ def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
     alive = race.alive()
     values = _expected(race, last, alive)
     best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].entrant.work))
-    close = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= _tolerance(race, values[best])]
-    pick = alive[min(close, key=lambda at: (alive[at].entrant.work, -race.better(values[at], 0.0)))]
+    tolerance = close(values[best], higher_is_better=race.rules.higher_is_better)
+    near = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= tolerance]
+    pick = alive[min(near, key=lambda at: (alive[at].entrant.work, -race.better(values[at], 0.0)))]
     for standing in _unmeasured(race):
         race.drop(standing.entrant.name, f"not tried: {standing.entrant.after} was not in the race to the end")
     order = sorted(
@@ -371,7 +360,7 @@ def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
             0.0 if s.measured is None else -race.better(s.measured.value, 0.0),
         ),
     )
-    return Outcome(tuple(order), pick, _reason(race, alive, alive[best], pick), race.last)
+    return Outcome(tuple(order), pick, _reason(race, alive, alive[best], pick))
 
 
 def _expected(race: _Field, last: Sequence[Standing], alive: Sequence[Standing]) -> list[float]:
@@ -383,8 +372,9 @@ def _expected(race: _Field, last: Sequence[Standing], alive: Sequence[Standing])
     return [{**values, **waiting}.get(s.entrant.name, s.path[-1][1]) for s in alive]
 
 
-def _tolerance(race: _Field, best: float) -> float:
-    return CLOSE if race.rules.higher_is_better else CLOSE * abs(best)
+def close(best: float, *, higher_is_better: bool) -> float:
+    """Return how little worse than the best is as good: half a point, or half a percent of a metric that goes down."""
+    return CLOSE if higher_is_better else CLOSE * abs(best)
 
 
 def shrunk(standings: Sequence[Standing]) -> list[float]:

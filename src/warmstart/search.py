@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -210,12 +209,8 @@ class _Task:
     def measure(self, candidate: Candidate, seconds: float) -> Rung:
         """Fit a candidate for so many seconds, and judge it on the same examples as every other."""
         num = finals.affords(self.data, self.pace(candidate), seconds)
-        pairs, epochs = finals.sample(self.data, num, seed=self.session.recipe.seed)
-        candidate = replace(candidate, settings={**candidate.settings, "epochs": epochs})
-        begun = self.session.seconds()
-        name = f"{FIT}{num}-{candidate.fit_name}"
-        predictions = tune.held_out(self.session, self.data, candidate, pairs, name=name)
-        return Rung(tune.point(self.data, predictions), num, self.session.seconds() - begun)
+        predictions, seconds = finals.short_fit(self.session, self.data, candidate, num, prefix=FIT)
+        return Rung(tune.point(self.data, predictions), num, seconds)
 
     def reference(self, rules: Rules) -> Tried:
         """Let the planned settings climb every rung: what anything else has to beat."""
@@ -281,14 +276,9 @@ class _Task:
             place / "journal.log", rules, measure, known=known, queue=again, has_time=lambda need: need <= self.left()
         ):
             done.append(tried)
-            self.forget_fits()
-        self.forget_fits()
+            finals.forget_fits(self.session, FIT)
+        finals.forget_fits(self.session, FIT)
         return self.concluded(reference, done)
-
-    def forget_fits(self) -> None:
-        """Remove the checkpoints of short fits, whose results are in the journal."""
-        for folder in (self.session.folder.path / "checkpoints").glob(f"{FIT}*"):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def concluded(self, reference: Tried, done: Sequence[Tried]) -> tuple[object, str]:
         """Return the best when it beats the planned settings, with the epochs that the rest of the budget allows."""
