@@ -28,6 +28,7 @@ CROSSING = 0.03
 """How much a candidate may catch up whenever the examples double."""
 HASTY = 2.0
 """How far above the limit a pace has to be to count when it was measured once or guessed."""
+LESS = "a smaller data.image_size, or other --candidates"
 ETA = 2
 """Each rung has this many times the examples of the one before."""
 
@@ -214,12 +215,11 @@ def _rung(race: _Field, n: int, measure: Callable[[Entrant, int], Measured], fai
             continue
         try:
             found = measure(standing.entrant, n)
-        except WarmstartError as error:
-            failures.append(error)
-            race.drop(name, error.problem)
-            continue
-        except MemoryError as error:
-            race.drop(name, f"out of memory: {error}")
+        except (WarmstartError, MemoryError) as error:
+            failures.append(
+                error if isinstance(error, WarmstartError) else SourceError(f"out of memory: {error}", LESS)
+            )
+            race.drop(name, failures[-1].problem)
             continue
         # The best pace so far counts: a busy minute of the machine slows one rung and says nothing of the next.
         found = replace(found, seconds_per_example=min(found.seconds_per_example, standing.cost))
@@ -334,16 +334,15 @@ def _guess(race: _Field, standing: Standing) -> float:
 
 
 def _outcome(race: _Field, failures: Sequence[WarmstartError]) -> Outcome:
-    last = race.running()
-    if not last:
+    alive = race.alive()
+    if not alive:
         assert failures, "a race without failures has a survivor"
         first = failures[0]
         if len(race.standings) == 1:
             raise first
         problem = f"none of {len(race.standings)} candidates could be used (the first: {first.problem})"
         raise SourceError(problem, first.fix) from first
-    alive = race.alive()
-    values = _expected(race, last, alive)
+    values = _expected(race, race.running() or alive, alive)
     best = max(range(len(alive)), key=lambda at: (race.better(values[at], 0.0), -alive[at].entrant.work))
     tolerance = close(values[best], higher_is_better=race.rules.higher_is_better)
     near = [at for at in range(len(alive)) if race.better(values[best], values[at]) <= tolerance]

@@ -224,3 +224,35 @@ def test_a_rung_that_takes_longer_than_forecast_ends_with_whom_it_has() -> None:
     outcome = raced(field, entrants=entrants, seconds=350.0)
     assert field.asked == [("a", 100), ("b", 100)], "after 700 s there is no time for a third"
     assert outcome.standings[-1].dropped_because == "not tried: the time of the race was over"
+
+
+def test_who_waited_is_picked_when_all_that_went_on_fail() -> None:
+    field = Simulated({"s": 0.88, "l": 0.96, "rival": 0.84}, costs={"s": 1.0, "l": 2.0, "rival": 9.0}, seed=4)
+    real = field.measure
+
+    def measure(entrant: Entrant, n: int) -> Measured:
+        if n > 100:
+            raise MemoryError(f"{n} examples")
+        return real(entrant, n)
+
+    field.measure = measure  # type: ignore[method-assign]
+    entrants = [Entrant("s"), Entrant("l", after="s"), Entrant("rival", work=1.0)]
+    outcome = raced(field, entrants=entrants, seconds=2000.0)
+    assert outcome.pick.entrant.name == "rival"
+    assert {s.entrant.name: s.dropped_because for s in outcome.standings[1:]} == {
+        "s": "out of memory: 200 examples",
+        "l": "out of memory: 200 examples",
+    }
+
+
+def test_nobody_fits_the_memory() -> None:
+    field = Simulated({"x": 0.9, "y": 0.8})
+
+    def measure(entrant: Entrant, n: int) -> Measured:
+        raise MemoryError(f"{n} examples")
+
+    field.measure = measure  # type: ignore[method-assign]
+    with pytest.raises(SourceError) as caught:
+        raced(field)
+    assert caught.value.problem == "none of 2 candidates could be used (the first: out of memory: 100 examples)"
+    assert caught.value.fix == "a smaller data.image_size, or other --candidates"
