@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from warmstart.errors import WarmstartError
     from warmstart.estimators import WarmstartClassifier, WarmstartRegressor
     from warmstart.trained import TrainedModel, load
-    from warmstart.workflow import Run, audit, choose, compare, evaluate, finetune, predict, report, run
+    from warmstart.workflow import Run, audit, choose, compare, evaluate, finetune, plan, predict, report, run
 
 _WHERE = {
     "Run": "workflow",
@@ -31,6 +31,7 @@ _WHERE = {
     "evaluate": "workflow",
     "finetune": "workflow",
     "load": "trained",
+    "plan": "workflow",
     "predict": "workflow",
     "report": "workflow",
     "run": "workflow",
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "load",
+    "plan",
     "predict",
     "report",
     "run",
